@@ -1,0 +1,5 @@
+"""Lightning callbacks."""
+
+from lightconv.callbacks.random_state import RandomState
+
+__all__ = ["RandomState"]

@@ -1,0 +1,46 @@
+"""The command line: ``lightconv <verb> key=value ...``, one function a verb, one conf/<verb>.yaml a function."""
+
+import importlib
+import sys
+
+VERBS = {
+    "train": "train a network; without arguments LeNet on real handwritten digits, in seconds on a CPU",
+    "evaluate": "test a finished run's network: run=DIRECTORY",
+}
+_HELP = f"""lightconv: convolution and max-pooling on Triton kernels, from images to a trained CNN
+
+usage: lightconv VERB [key=value ...]
+
+{chr(10).join(f"  {verb:<10} {words}" for verb, words in VERBS.items())}
+
+examples
+  lightconv train                                         the defaults
+  lightconv train experiment=lenet_fashion_mnist          a recipe; data.root=FOLDER says where the files are
+  lightconv train trainer.max_epochs=5 model.width=2      any setting of any group
+  lightconv train -m model.width=1,2 seed=0,1,2           all combinations, and one table at the end
+  lightconv train resume=runs/NAME/TIME                   go on where a run stopped
+  lightconv train --cfg job                               show the configuration and stop
+  lightconv train --config-dir my_conf experiment=mine    configs of your own, which go before lightconv's
+
+lightconv VERB --help lists its groups and settings."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run ``lightconv``.
+
+    Args:
+        arguments: what stands behind the command; the process's own by default.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in {"-h", "--help", "help"}:
+        print(_HELP)
+        return
+    if arguments[0] == "--version":
+        print(importlib.import_module("lightconv").__version__)
+        return
+    verb, *overrides = arguments
+    if verb not in VERBS:
+        sys.exit(f"error: unknown verb {verb!r}: choose one of {', '.join(VERBS)} (lightconv --help explains them)")
+    from lightconv.cli.application import launch  # noqa: PLC0415  help and typing errors need not load torch
+
+    launch(verb, overrides)

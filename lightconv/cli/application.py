@@ -1,0 +1,114 @@
+"""Hydra around a verb: where configurations are found, and how a mistake in one is told."""
+
+import importlib
+import itertools
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException, InstantiationException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lightconv.cli import sweep
+from lightconv.errors import InputError
+
+
+def config_directory() -> Path:
+    """Where the shipped configurations are: in the installed package, or beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
+
+
+def launch(verb: str, overrides: list[str]) -> None:
+    """Compose conf/<verb>.yaml with the overrides and call the verb's function, for each job of a sweep.
+
+    Exits with status 2 and a message where the user's input is at fault, with 143 after SIGTERM.
+    """
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions arrive here as they are
+    sys.argv = [f"lightconv {verb}", *overrides]
+    register_config_directory(overrides)
+    function = getattr(importlib.import_module(f"lightconv.cli.{verb}"), verb)
+    _quiet()
+    application = hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=verb)(function)
+    try:
+        application()
+    except (InputError, HydraException, OmegaConfBaseException) as error:
+        print(f"error: {explain(error)}", file=sys.stderr)
+        sys.exit(2)
+    finally:
+        sweep.show_last()
+
+
+def register_config_directory(arguments: list[str]) -> None:
+    """Let the files under ``--config-dir`` go before lightconv's own of the same name; Hydra would put them after."""
+    directory = next((following for flag, following in _flags(arguments) if flag in {"--config-dir", "-cd"}), None)
+
+    class UserConfigs(SearchPathPlugin):
+        def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+            if directory is not None:
+                search_path.prepend("user", f"file://{Path(directory).resolve()}")
+
+    Plugins.instance().register(UserConfigs)
+
+
+def _flags(arguments: list[str]) -> list[tuple[str, str]]:
+    pairs = [argument.split("=", 1) for argument in arguments if argument.startswith("--") and "=" in argument]
+    return [(flag, value) for flag, value in pairs] + list(itertools.pairwise(arguments))
+
+
+def explain(error: BaseException) -> str:
+    """Say what was wrong with the input: our own words, or Hydra's with the names it knows."""
+    chain: list[BaseException] = [error]
+    while cause := chain[-1].__cause__:
+        chain.append(cause)
+    ours = next((e for e in chain if isinstance(e, InputError)), None)
+    if ours is not None:
+        return str(ours)
+    for inner in chain:
+        parent = getattr(inner, "parent_node", None)
+        if isinstance(inner, OmegaConfBaseException) and isinstance(parent, DictConfig):
+            known = ", ".join(sorted(str(key) for key in parent if key != "hydra"))
+            return f"{str(inner).splitlines()[0]} (known here: {known})"
+    return str(error)
+
+
+def instantiate(config: Any, *args: Any, **kwargs: Any) -> Any:
+    """Build what a configuration's ``_target_`` names: the one place that does.
+
+    Raises:
+        InputError: if the target does not exist or refuses its arguments.
+    """
+    try:
+        return hydra.utils.instantiate(config, *args, **kwargs)
+    except InstantiationException as error:
+        raise InputError(str(error)) from error
+
+
+def run_directory(resume: str | None, fresh: str) -> str:
+    """The resolver behind ``hydra.run.dir``: a resumed run goes on where it was."""
+    if resume is None:
+        return fresh
+    run = Path(str(resume))
+    if not (run / "config.yaml").is_file():
+        raise InputError(f"resume={run}: no run is there (no config.yaml); name the directory that the run wrote")
+    return str(run)
+
+
+OmegaConf.register_new_resolver("run_directory", run_directory, replace=True)
+
+
+def _quiet() -> None:
+    # the run's own tables say what Lightning would announce
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*`isinstance.treespec, LeafSpec.`.*")
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")

@@ -1,0 +1,60 @@
+"""lightconv evaluate: test a finished run's network again, on its own or on other files of the same set."""
+
+from pathlib import Path
+
+import lightning as L
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from lightconv import visualize
+from lightconv.cli import run, tables
+from lightconv.cli.application import instantiate
+from lightconv.cli.train import build_task
+from lightconv.errors import InputError
+from lightconv.operators.backend import use_backend
+
+
+def evaluate(config: DictConfig) -> float:
+    """Print accuracy, loss and each class's figures, and write them below the run.
+
+    Returns:
+        The accuracy.
+
+    Raises:
+        InputError: if there is no such run, checkpoint or split.
+    """
+    trained = run.load_config(Path(config.run))
+    if config.split not in {"test", "validation"}:
+        raise InputError(f"split={config.split}: choose test or validation")
+    for name, value in config.data.items():
+        if value is not None and name in trained.data:
+            trained.data[name] = value
+    task, data = build_task(trained), instantiate(trained.data)
+    if config.split == "validation":
+        data.test_dataloader = data.val_dataloader
+    trainer: L.Trainer = instantiate(config.trainer, logger=False)
+    with use_backend(config.backend):
+        trainer.test(task, data, ckpt_path=find_checkpoint(Path(config.run), config.checkpoint), verbose=False)
+    figures = {f"{config.split}/{k.split('/')[1]}": v.item() for k, v in trainer.callback_metrics.items()}
+    directory = Path(HydraConfig.get().runtime.output_dir)
+    run.write_json(directory / "metrics.json", figures)
+    title = f"{type(task.model).__name__} on {type(data).__name__}, {config.split}"
+    confusion = visualize.confusion_matrix(task.class_results["confusion"], data.classes, title)
+    confusion.savefig(directory / "confusion_matrix.png", dpi=110)
+    tables.show_classes(data.classes, task.class_results)
+    tables.show_figures(title, {**figures, "directory": str(directory)})
+    return figures[f"{config.split}/accuracy"]
+
+
+def find_checkpoint(directory: Path, name: str) -> Path:
+    """Look a checkpoint up by its name in the run, or as a path.
+
+    Raises:
+        InputError: if there is none; the message lists the run's.
+    """
+    folder = directory / "checkpoints"
+    path = next((p for p in (folder / f"{name}.ckpt", folder / name, Path(name)) if p.is_file()), None)
+    if path is None:
+        known = ", ".join(sorted(p.stem for p in folder.glob("*.ckpt"))) or "none"
+        raise InputError(f"checkpoint={name} is neither a file nor in {folder}, which holds: {known}")
+    return path

@@ -1,0 +1,109 @@
+"""A run's directory: claimed once, and complete enough to be understood and repeated years later."""
+
+import json
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from lightconv.errors import InputError
+
+_PACKAGES = (
+    "lightconv",
+    "torch",
+    "torchvision",
+    "lightning",
+    "torchmetrics",
+    "hydra-core",
+    "triton",
+    "scikit-learn",
+)
+
+
+def claim(directory: Path, config: DictConfig) -> None:
+    """Begin a new run: write config.yaml, resolved, and environment.json.
+
+    Raises:
+        InputError: if there is a run already.
+    """
+    if (directory / "config.yaml").exists():
+        raise InputError(
+            f"{directory} already holds a run: choose another hydra.run.dir, or go on with it by resume={directory}"
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(config, directory / "config.yaml", resolve=True)
+    write_json(directory / "environment.json", environment())
+
+
+def reopen(directory: Path) -> DictConfig:
+    """Read the configuration of an existing run, with this command's ``key=value`` settings over it.
+
+    Raises:
+        InputError: if there is no run, or the command chooses another group than the run did.
+    """
+    config = load_config(directory)
+    settings = [o for o in HydraConfig.get().overrides.task if not o.lstrip("+~").startswith("resume=")]
+    groups = [o for o in settings if o.split("=", 1)[0].lstrip("+~") in HydraConfig.get().runtime.choices]
+    if groups:
+        raise InputError(f"a resumed run keeps its {', '.join(groups)}: only single settings like a.b=c can change")
+    for setting in settings:
+        key, value = setting.split("=", 1)
+        OmegaConf.update(config, key.lstrip("+"), OmegaConf.from_dotlist([f"v={value}"]).v)
+    return config
+
+
+def load_config(directory: Path) -> DictConfig:
+    """Read the resolved configuration of a run.
+
+    Raises:
+        InputError: if there is none.
+    """
+    path = directory / "config.yaml"
+    if not path.is_file():
+        raise InputError(f"{directory} is not a run: it has no config.yaml. Runs are written below runs/")
+    text = path.read_text()
+    written_in = OmegaConf.create(text).directory
+    config = OmegaConf.create(text.replace(written_in, str(directory.resolve())))  # the run may have been moved
+    assert isinstance(config, DictConfig)
+    OmegaConf.set_struct(config, True)
+    return config
+
+
+def environment() -> dict[str, Any]:
+    """What the figures depend on besides the configuration: code, versions, machine."""
+    return {
+        "git": _git("rev-parse", "HEAD"),
+        "git_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "python": platform.python_version(),
+        "versions": {package: _version(package) for package in _PACKAGES},
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "command": sys.argv,
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        result = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None  # no git, or not a repository
+    return result.stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def write_json(path: Path, content: dict[str, Any] | list[Any]) -> None:
+    """Write indented JSON."""
+    path.write_text(json.dumps(content, indent=2) + "\n")

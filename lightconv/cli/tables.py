@@ -1,0 +1,53 @@
+"""Results as tables in the terminal."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+console = Console()
+
+
+def show_figures(title: str, figures: Mapping[str, Any]) -> None:
+    """Print names and values, a row each."""
+    table = Table("figure", title=title, title_justify="left", show_header=False)
+    table.add_column(justify="right")
+    for name, value in figures.items():
+        table.add_row(name, text(value))
+    console.print(table)
+
+
+def show_classes(classes: Sequence[str], results: Mapping[str, Tensor]) -> None:
+    """Print precision, recall and F1 of every class, and what it is most often taken for."""
+    confusion = results["confusion"]
+    table = Table("class", title="each class", title_justify="left")
+    for name in ("images", "precision", "recall", "f1"):
+        table.add_column(name, justify="right")
+    table.add_column("most often taken for")
+    for index, name in enumerate(classes):
+        mistakes = confusion[index].clone()
+        mistakes[index] = 0
+        taken_for = f"{classes[int(mistakes.argmax())]} ({int(mistakes.max())})" if mistakes.any() else ""
+        figures = (f"{results[key][index]:.4f}" for key in ("precision", "recall", "f1"))
+        table.add_row(name, str(int(confusion[index].sum())), *figures, taken_for)
+    console.print(table)
+
+
+def show_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print dictionaries as rows under the union of their keys."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    table = Table(title=title, title_justify="left")
+    for name in columns:
+        table.add_column(name, justify="left" if any(isinstance(r.get(name), str) for r in rows) else "right")
+    for row in rows:
+        table.add_row(*(text(row.get(name, "")) for name in columns))
+    console.print(table)
+
+
+def text(value: Any) -> str:
+    """Four digits behind the point for shares, thousands separated."""
+    if isinstance(value, float):
+        return f"{value:.4f}" if abs(value) < 10 else f"{value:,.1f}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

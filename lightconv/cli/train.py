@@ -1,0 +1,123 @@
+"""lightconv train: from a configuration to a run directory with a trained, tested network."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from omegaconf import DictConfig
+
+from lightconv import visualize
+from lightconv.cli import run, tables
+from lightconv.cli.application import instantiate
+from lightconv.data import ImageData
+from lightconv.loggers import read_metrics
+from lightconv.operators.backend import use_backend
+from lightconv.tasks import Classification
+
+_SIGTERM_STATUS = 143
+
+
+def train(config: DictConfig) -> float:
+    """Train, test the best weights, and write everything into the run's directory.
+
+    Returns:
+        The figure that ``objective`` names, for Hydra's sweepers.
+
+    Raises:
+        InputError: if the configuration does not make a run.
+    """
+    directory = Path(HydraConfig.get().runtime.output_dir)
+    checkpoint = None
+    if config.resume is None:
+        run.claim(directory, config)
+        run.write_json(directory / "overrides.json", list(HydraConfig.get().overrides.task))
+    else:
+        config, checkpoint = run.reopen(directory), last_checkpoint(directory)
+
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    data: ImageData = instantiate(config.data)
+    task = build_task(config)
+    trainer = build_trainer(config, directory)
+    with use_backend(config.backend):
+        started = time.perf_counter()
+        fit(trainer, task, data, checkpoint, directory)
+        seconds = time.perf_counter() - started
+        test(trainer, task, data)
+    figures = {
+        **{name: float(value) for name, value in best_validation(directory).items()},
+        **{name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("test/")},
+        "parameters": sum(p.numel() for p in task.model.parameters()),
+        "epochs": trainer.current_epoch,
+        "seconds": round(seconds, 3),
+        "seed": config.seed,
+    }
+    write_results(directory, task, data, figures)
+    return figures[config.objective]
+
+
+def build_task(config: DictConfig) -> Classification:
+    """Build the network and, around it, the task with its optimizer and scheduler."""
+    model = instantiate(config.model)
+    if config.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    parts = {name: instantiate(config[name]) for name in ("optimizer", "scheduler") if config.get(name)}
+    return instantiate(config.task, model=model, **parts)
+
+
+def build_trainer(config: DictConfig, directory: Path) -> L.Trainer:
+    """Build the Trainer with the callbacks and loggers of the configuration."""
+    callbacks = [instantiate(c) for c in config.callbacks.values() if c]
+    loggers = [logger for c in config.logger.values() if c and (logger := instantiate(c)) is not None]
+    return instantiate(config.trainer, callbacks=callbacks, logger=loggers, default_root_dir=str(directory))
+
+
+def fit(trainer: L.Trainer, task: Classification, data: ImageData, checkpoint: Path | None, directory: Path) -> None:
+    """Train; when interrupted, say how to go on."""
+    try:
+        trainer.fit(task, data, ckpt_path=checkpoint)
+    except (SystemExit, SIGTERMException) as stop:
+        tables.console.print(f"stopped; go on with: lightconv train resume={directory}")
+        raise stop if isinstance(stop, SystemExit) else SystemExit(_SIGTERM_STATUS) from stop
+
+
+def test(trainer: L.Trainer, task: Classification, data: ImageData) -> None:
+    """Test the best weights, or the last where none were kept."""
+    monitored = (c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor)
+    best = next((c.best_model_path for c in monitored if c.best_model_path), None)
+    trainer.test(task, data, ckpt_path=best, verbose=False)
+
+
+def best_validation(directory: Path) -> dict[str, float]:
+    """The validation figures of the epoch with the best accuracy."""
+    rows = [row for row in read_metrics(directory / "metrics.csv") if "val/accuracy" in row]
+    best = max(rows, key=lambda row: row["val/accuracy"], default={})
+    return {name: value for name, value in best.items() if name.startswith("val/")}
+
+
+def last_checkpoint(directory: Path) -> Path | None:
+    """Where a run stopped; None, so that it starts over, if it did not get through its first epoch."""
+    path = directory / "checkpoints" / "last.ckpt"
+    return path if path.is_file() else None
+
+
+def write_results(directory: Path, task: Classification, data: ImageData, figures: dict[str, Any]) -> None:
+    """Write metrics.json, weights.pt and the pictures, and print the tables."""
+    per_class = {
+        name: {key: round(task.class_results[key][index].item(), 6) for key in ("precision", "recall", "f1")}
+        for index, name in enumerate(data.classes)
+    }
+    run.write_json(directory / "metrics.json", {**figures, "classes": per_class})
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in task.model.state_dict().items()}
+    torch.save(weights, directory / "weights.pt")
+    title = f"{type(task.model).__name__} on {type(data).__name__}"
+    curve = visualize.learning_curve(read_metrics(directory / "metrics.csv"), title)
+    curve.savefig(directory / "learning_curve.png", dpi=110)
+    confusion = visualize.confusion_matrix(task.class_results["confusion"], data.classes, f"{title}, test")
+    confusion.savefig(directory / "confusion_matrix.png", dpi=110)
+    tables.show_classes(data.classes, task.class_results)
+    tables.show_figures(title, {**figures, "directory": str(directory)})

@@ -1,0 +1,94 @@
+"""Batches cut out of tensors in memory: one gather a batch instead of one Python call an image."""
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+Batch = tuple[Float[Tensor, "n c h w"], Int64[Tensor, " n"]]
+Transform = Callable[[Tensor, torch.Generator], Tensor]
+
+
+def generator(*entropy: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A random generator that depends on these numbers alone, well mixed (numpy's SeedSequence)."""
+    seed = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
+    return torch.Generator(device).manual_seed(int(seed))
+
+
+class Batches:
+    """A data loader over uint8 images in memory.
+
+    Order and augmentation depend on seed, epoch and position alone, never on how often somebody has drawn a random
+    number before: a resumed run sees what the uninterrupted one would have seen, in the middle of an epoch too
+    (Lightning stores ``state_dict`` in its checkpoints).
+
+    Args:
+        images: the set.
+        labels: one class an image.
+        batch_size: images a batch; the last batch may be smaller.
+        transform: called with (uint8 images on the device, generator), returns what the model sees.
+        shuffle: draw a new order every epoch.
+        seed: of order and augmentation.
+        epoch: says which epoch an iteration belongs to; by default iterations are counted.
+        rank: this process among ``world_size``, which share the set among themselves.
+        world_size: number of processes.
+        device: where batches are transformed and delivered.
+    """
+
+    def __init__(
+        self,
+        images: UInt8[Tensor, "n c h w"],
+        labels: Int64[Tensor, " n"],
+        batch_size: int,
+        transform: Transform,
+        shuffle: bool = False,
+        seed: int = 0,
+        epoch: Callable[[], int] | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.images, self.labels = images, labels
+        self.batch_size, self.transform = batch_size, transform
+        self.shuffle, self.seed, self.epoch = shuffle, seed, epoch
+        self.rank, self.world_size, self.device = rank, world_size, torch.device(device)
+        self._iterations = 0
+        self._position = {"epoch": -1, "batch": 0}  # where the next batch is
+
+    def __len__(self) -> int:
+        """Batches an epoch, in this process."""
+        return math.ceil(len(self._shard(torch.arange(len(self.labels)))) / self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Start an epoch, or go on with the one that ``load_state_dict`` has named."""
+        epoch = self.epoch() if self.epoch else self._iterations
+        self._iterations += 1
+        first = self._position["batch"] if self._position["epoch"] == epoch else 0
+        order = torch.arange(len(self.labels))
+        if self.shuffle:
+            order = torch.randperm(len(order), generator=generator(self.seed, epoch))
+        chunks = self._shard(order).split(self.batch_size)
+        for batch in range(first, len(chunks)):
+            self._position = {"epoch": epoch, "batch": batch + 1}
+            draw = generator(self.seed, epoch, self.rank, batch, device=self.device)
+            images = self.images[chunks[batch]].to(self.device, non_blocking=True)
+            labels = self.labels[chunks[batch]].to(self.device, non_blocking=True)
+            yield self.transform(images, draw), labels
+        self._position = {"epoch": epoch + 1, "batch": 0}
+
+    def _shard(self, order: Tensor) -> Tensor:
+        # training processes step together, so they need equally many images; evaluation must not lose any
+        if self.shuffle:
+            order = order[: len(order) // self.world_size * self.world_size]
+        return order[self.rank :: self.world_size]
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the next batch is."""
+        return dict(self._position)
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from there at the next iteration of that epoch."""
+        self._position = dict(state)

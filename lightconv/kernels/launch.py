@@ -1,0 +1,66 @@
+"""What every launch has in common: index width, precision, the right device, and the interpreter's bfloat16."""
+
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+INTERPRETED: bool = triton.knobs.runtime.interpret  # decided when kernels are decorated, so once and for all here
+
+Outputs = tuple[Tensor, ...]
+
+
+@triton.jit
+def window_at(start, stride, windows, mask):
+    """The window that starts at this padded coordinate, and whether there is one; 0, in bounds, where there is not."""
+    mask &= start >= 0
+    start = tl.where(mask, start, 0)
+    window = start // stride
+    mask &= (window * stride == start) & (window < windows)
+    return tl.where(mask, window, 0), mask
+
+
+def index_type(*tensors: Tensor) -> tl.dtype:
+    """The narrowest integer that reaches every element: 64-bit address arithmetic costs registers."""
+    furthest = max(sum((n - 1) * abs(s) for n, s in zip(t.shape, t.stride(), strict=True)) for t in tensors)
+    return tl.int64 if furthest >= 2**31 - 2**16 else tl.int32  # a block may compute, and mask, a little beyond
+
+
+def dot_precision() -> str:
+    """How float32 products are taken: in TF32 only where torch's own convolution would."""
+    switch = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    return "tf32" if switch.fp32_precision == "tf32" else "ieee"
+
+
+def on_device(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Triton launches on the current device, which need not be the tensor's."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def in_float32_when_interpreted(launcher: Callable[..., None]) -> Callable[..., None]:
+    """Hand bfloat16 tensors to the interpreter as float32, which holds them exactly, and round the outputs.
+
+    Triton's interpreter truncates float32 to bfloat16 and reads subnormals wrongly (triton-lang/triton#11584).
+    Kernels accumulate in float32 and round once at the end, so this is the arithmetic that a GPU does.
+    """
+
+    @functools.wraps(launcher)
+    def wrapper(outputs: Outputs, *args: Any) -> None:
+        if not INTERPRETED or outputs[0].dtype is not torch.bfloat16:
+            launcher(outputs, *args)
+            return
+        widened = tuple(_widened(output) for output in outputs)
+        launcher(widened, *(_widened(arg) for arg in args))
+        for output, wide in zip(outputs, widened, strict=True):
+            output.copy_(wide)
+
+    return wrapper
+
+
+def _widened(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.dtype is torch.bfloat16 else value

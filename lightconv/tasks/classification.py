@@ -1,0 +1,215 @@
+"""Classification: cross-entropy, any torch optimizer and scheduler, metrics once an epoch."""
+
+import inspect
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import lightning as L
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
+from torchmetrics import MetricCollection
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassConfusionMatrix,
+    MulticlassF1Score,
+    MulticlassPrecision,
+    MulticlassRecall,
+)
+
+from lightconv.errors import InputError
+
+Batch = tuple[Float[Tensor, "n c h w"], Int64[Tensor, " n"]]
+_LENGTHS = (
+    "total_steps",
+    "T_max",
+    "total_iters",
+)  # what torch's schedulers call the length of the whole schedule
+
+
+class Classification(L.LightningModule):
+    """Train a network to tell classes apart.
+
+    Nothing is logged in a step: losses are summed, predictions collected, and torchmetrics sees them once an epoch.
+
+    Args:
+        model: maps (n, c, h, w) images to (n, classes) logits.
+        classes: number of classes, the model's own attribute ``classes`` or 10 if not given.
+        optimizer: called with the trainable parameters; AdamW by default.
+        scheduler: called with the optimizer. A schedule over the whole run (OneCycleLR, CosineAnnealingLR, LinearLR,
+            PolynomialLR) given without its length gets the number of steps of the run and moves every step;
+            ReduceLROnPlateau watches the validation loss; others move every epoch.
+        label_smoothing: of the training loss.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        classes: int = 10,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = torch.optim.AdamW,
+        scheduler: Callable[..., LRScheduler] | None = None,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= label_smoothing < 1:
+            raise InputError(f"label_smoothing={label_smoothing} is not between 0 and 1")
+        self.model, self.classes = model, classes
+        self.optimizer, self.scheduler, self.label_smoothing = optimizer, scheduler, label_smoothing
+        accuracy = MulticlassAccuracy(classes, average="micro")
+        self.validation_metrics = MetricCollection({"accuracy": accuracy}, prefix="val/")
+        self.test_metrics = self.validation_metrics.clone(prefix="test/")
+        self.class_metrics = MetricCollection(
+            {
+                "precision": MulticlassPrecision(classes, average=None),
+                "recall": MulticlassRecall(classes, average=None),
+                "f1": MulticlassF1Score(classes, average=None),
+                "confusion": MulticlassConfusionMatrix(classes),
+            }
+        )
+        self.class_results: dict[str, Tensor] = {}
+        self._losses, self._count = torch.zeros(()), 0
+        self._predictions: list[Tensor] = []
+        self._targets: list[Tensor] = []
+
+    def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
+        """Return the model's logits."""
+        return self.model(images)
+
+    def setup(self, stage: str) -> None:
+        """Try the model on one blank image, so that a misfit is an error before the first batch."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if hasattr(data, "image_shape") and hasattr(data, "classes"):
+            check_fit(self.model, data.image_shape, len(data.classes), type(data).__name__)
+            if len(data.classes) != self.classes:
+                raise InputError(
+                    f"{type(data).__name__} has {len(data.classes)} classes, the task counts {self.classes}: "
+                    f"set task.classes={len(data.classes)}"
+                )
+
+    def configure_optimizers(self) -> Any:
+        """Build the optimizer and, if there is one, the scheduler with its length filled in."""
+        optimizer = self.optimizer(p for p in self.parameters() if p.requires_grad)
+        if self.scheduler is None:
+            return optimizer
+        given = self.scheduler.keywords if isinstance(self.scheduler, partial) else {}
+        accepted = inspect.signature(self.scheduler).parameters
+        length = next((name for name in _LENGTHS if name in accepted and name not in given), None)
+        if "epochs" in given:  # OneCycleLR's other way to give its length
+            length = None
+        steps = {length: self.trainer.estimated_stepping_batches} if length else {}
+        scheduler = self.scheduler(optimizer, **steps)
+        every_step = bool(steps) or isinstance(scheduler, OneCycleLR | CyclicLR)
+        config = {"scheduler": scheduler, "interval": "step" if every_step else "epoch"}
+        if isinstance(scheduler, ReduceLROnPlateau):
+            config["monitor"] = "val/loss"
+        return {"optimizer": optimizer, "lr_scheduler": config}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
+        """Return the loss of one batch."""
+        images, labels = batch
+        loss = cross_entropy(self(images), labels, label_smoothing=self.label_smoothing)
+        self._add_loss(loss.detach() * len(labels), len(labels))
+        return loss
+
+    def on_train_epoch_start(self) -> None:
+        """Note the learning rate of the epoch's first step."""
+        self._learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+
+    def on_train_epoch_end(self) -> None:
+        """Log the mean loss over the epoch."""
+        self.log_dict({"train/loss": self._mean_loss(), "lr": self._learning_rate}, sync_dist=True)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collect predictions and loss."""
+        self._evaluate(batch)
+
+    def on_validation_start(self) -> None:
+        """Put the training epoch's sums aside: validation comes before that epoch has ended."""
+        self._training_sums = self._losses, self._count
+        self._losses, self._count = torch.zeros((), device=self.device), 0
+
+    def on_validation_epoch_end(self) -> None:
+        """Log loss and accuracy."""
+        predictions, targets = self._collected()
+        self.validation_metrics.update(predictions, targets)
+        self.log("val/loss", self._mean_loss(), prog_bar=True, sync_dist=True)
+        self.log_dict(self.validation_metrics.compute(), prog_bar=True)
+        self.validation_metrics.reset()
+        self._losses, self._count = self._training_sums
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collect predictions and loss."""
+        self._evaluate(batch)
+
+    def on_test_epoch_end(self) -> None:
+        """Log loss and accuracy, and keep the figures of each class in ``class_results``."""
+        predictions, targets = self._collected()
+        self.test_metrics.update(predictions, targets)
+        self.class_metrics.update(predictions, targets)
+        self.log("test/loss", self._mean_loss(), sync_dist=True)
+        self.log_dict(self.test_metrics.compute())
+        self.class_results = {name: values.cpu() for name, values in self.class_metrics.compute().items()}
+        self.test_metrics.reset()
+        self.class_metrics.reset()
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, "n classes"]:
+        """Return the probability of each class."""
+        return self(batch[0]).softmax(1)
+
+    def _evaluate(self, batch: Batch) -> None:
+        images, labels = batch
+        logits = self(images)
+        self._add_loss(cross_entropy(logits, labels, reduction="sum"), len(labels))
+        self._predictions.append(logits.argmax(1))
+        self._targets.append(labels)
+
+    def _add_loss(self, loss: Tensor, count: int) -> None:
+        self._losses = self._losses.to(loss.device) + loss
+        self._count += count
+
+    def _mean_loss(self) -> Tensor:
+        mean = self._losses / max(self._count, 1)
+        self._losses, self._count = torch.zeros_like(self._losses), 0
+        return mean
+
+    def _collected(self) -> tuple[Tensor, Tensor]:
+        predictions, targets = torch.cat(self._predictions), torch.cat(self._targets)
+        self._predictions.clear()
+        self._targets.clear()
+        return predictions, targets
+
+
+def check_fit(model: nn.Module, image_shape: tuple[int, int, int], classes: int, name: str = "the data") -> None:
+    """Try a model on a blank image.
+
+    Args:
+        model: the network.
+        image_shape: (channels, height, width) of the images.
+        classes: number of classes.
+        name: of the data, for the message.
+
+    Raises:
+        InputError: if it cannot take such an image or does not answer with one logit a class.
+    """
+    shape = " x ".join(map(str, image_shape))
+    parameter = next(model.parameters())
+    training = model.training
+    try:
+        with torch.no_grad():
+            logits = model.eval()(torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype))
+    except RuntimeError as error:
+        raise InputError(
+            f"{type(model).__name__} cannot take {name}'s images of {shape} (channels x height x width): {error}. "
+            "For LeNet, set model.channels and model.image_size."
+        ) from error
+    finally:
+        model.train(training)
+    if logits.shape != (1, classes):
+        raise InputError(
+            f"{type(model).__name__} answers an image of {shape} with {' x '.join(map(str, logits.shape[1:]))} values, "
+            f"{name} has {classes} classes: set model.classes={classes}"
+        )

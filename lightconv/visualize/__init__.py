@@ -1,0 +1,5 @@
+"""Pictures of what a network does, as matplotlib figures."""
+
+from lightconv.visualize.training import confusion_matrix, learning_curve
+
+__all__ = ["confusion_matrix", "learning_curve"]

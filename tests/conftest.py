@@ -1,0 +1,54 @@
+"""One process interprets Triton kernels or compiles them: `pytest` does the one, `-m gpu`, `-m compile` the other."""
+
+import os
+
+import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not config.getoption("-m"):
+        os.environ["TRITON_INTERPRET"] = "1"  # before lightconv is imported: kernels are decorated once
+    os.environ.pop("LIGHTCONV_BACKEND", None)
+    os.environ.setdefault("MPLBACKEND", "agg")
+
+    from jaxtyping import install_import_hook
+
+    install_import_hook(["lightconv.data", "lightconv.models", "lightconv.tasks"], "beartype.beartype")
+
+    if os.environ.get("TRITON_INTERPRET"):
+        _interpret_without_overflow_checks()
+
+
+def _interpret_without_overflow_checks() -> None:
+    # every integer operation is repeated in 64 bits to check it, which doubles the time and reports nothing
+    import dataclasses
+
+    from triton.runtime.interpreter import interpreter_builder
+
+    interpreter_builder.options = dataclasses.replace(interpreter_builder.options, sanitize_overflow=False)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    import torch
+
+    interpreting = bool(os.environ.get("TRITON_INTERPRET"))
+    for item in items:
+        if "gpu" in item.keywords and (interpreting or not torch.cuda.is_available()):
+            item.add_marker(pytest.mark.skip(reason="needs a GPU and `pytest -m gpu`"))
+        if "compile" in item.keywords and interpreting:
+            item.add_marker(pytest.mark.skip(reason="compiles kernels: `pytest -m compile`"))
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    """Where kernels run: in Triton's interpreter on a CPU, or on the GPU."""
+    return request.param
+
+
+@pytest.fixture
+def kernels():
+    """Serve everything that they can by lightconv's kernels."""
+    import lightconv as lc
+
+    with lc.use_backend("triton"):
+        yield

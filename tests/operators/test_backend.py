@@ -1,0 +1,88 @@
+import contextlib
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import lightconv as lc
+from lightconv.operators import backend
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {k: v for k, v in os.environ.items() if k not in {"TRITON_INTERPRET", "LIGHTCONV_BACKEND"}}
+    return subprocess.run(
+        [sys.executable, "-c", code], env=clean | environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_an_unknown_backend_lists_the_known_ones():
+    with (
+        pytest.raises(ValueError, match="unknown backend 'cudnn': choose one of auto, reference, triton"),
+        lc.use_backend("cudnn"),
+    ):
+        pass
+
+
+def test_the_previous_backend_comes_back_also_after_an_error():
+    with contextlib.suppress(KeyError), lc.use_backend("triton"):
+        assert backend.wants_kernels()
+        with lc.use_backend("reference"):
+            assert not backend.wants_kernels()
+        assert backend.wants_kernels()
+        raise KeyError
+    assert not backend.wants_kernels()
+
+
+def test_a_function_can_be_decorated():
+    assert lc.use_backend("triton")(backend.wants_kernels)()
+    assert not backend.wants_kernels()
+
+
+def test_the_environment_sets_the_default():
+    code = "import lightconv; print(lightconv.operators.backend.wants_kernels())"
+    assert python(code, LIGHTCONV_BACKEND="triton").stdout.strip() == "True"
+    assert python(code).stdout.strip() == "False"
+    assert "choose one of auto" in python(code, LIGHTCONV_BACKEND="fast").stderr
+
+
+def test_a_cpu_without_the_interpreter_is_served_by_torch():
+    code = """
+import torch, lightconv as lc
+x, w = torch.randn(1, 1, 4, 4), torch.randn(1, 1, 3, 3)
+print(lc.operators.backend.refusal(x, w))
+with lc.use_backend("triton"):
+    assert torch.equal(lc.functional.conv2d(x, w), torch.nn.functional.conv2d(x, w))
+"""
+    result = python(code)
+    assert "kernels need a GPU" in result.stdout, result.stderr
+
+
+def test_works_where_triton_is_not_installed():
+    code = """
+import sys, importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *a: None if name == "triton" else find(name, *a)
+import torch, lightconv as lc
+assert lc.nn.ConvBlock(1, 2, 3, pool=2)(torch.randn(1, 1, 8, 8)).shape == (1, 2, 3, 3)
+assert torch.ops.lightconv.conv2d(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2), None, (1, 1), (0, 0), (1, 1), 1) == 4
+assert "lightconv.kernels.convolution" not in sys.modules
+try:
+    with lc.use_backend("triton"): pass
+except ValueError as error:
+    print(error)
+"""
+    result = python(code)
+    assert "pip install triton" in result.stdout, result.stderr
+
+
+def test_the_operators_load_without_lightning():
+    result = python("import sys, lightconv; print('lightning' in sys.modules)")
+    assert result.stdout.strip() == "False", result.stderr
+
+
+def test_sparse_and_mixed_tensors_are_not_for_kernels(kernels):
+    dense = torch.ones(1, 1, 4, 4)
+    assert "layout" in backend.refusal(dense.to_sparse())
+    assert "different" in backend.refusal(dense, dense.half())
