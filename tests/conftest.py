@@ -13,7 +13,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
     from jaxtyping import install_import_hook
 
-    install_import_hook(["lightconv.data", "lightconv.models", "lightconv.tasks"], "beartype.beartype")
+    install_import_hook(["lightconv.data", "lightconv.models", "lightconv.tasks"], "support.checked")
 
     if os.environ.get("TRITON_INTERPRET"):
         _interpret_without_overflow_checks()

@@ -4,10 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from beartype import BeartypeConf, beartype
 from torch import Tensor
 from torch.testing._internal.common_methods_invocations import op_db
 
 import lightconv as lc
+
+
+checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, as everywhere in Python
 
 
 def opinfo(name: str) -> Any:

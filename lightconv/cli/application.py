@@ -34,7 +34,8 @@ def launch(verb: str, overrides: list[str]) -> None:
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions arrive here as they are
     sys.argv = [f"lightconv {verb}", *overrides]
-    register_config_directory(overrides)
+    UserConfigs.directory = next((v for flag, v in _flags(overrides) if flag in {"--config-dir", "-cd"}), None)
+    Plugins.instance().register(UserConfigs)
     function = getattr(importlib.import_module(f"lightconv.cli.{verb}"), verb)
     _quiet()
     application = hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=verb)(function)
@@ -47,19 +48,19 @@ def launch(verb: str, overrides: list[str]) -> None:
         sweep.show_last()
 
 
-def register_config_directory(arguments: list[str]) -> None:
+class UserConfigs(SearchPathPlugin):
     """Let the files under ``--config-dir`` go before lightconv's own of the same name; Hydra would put them after."""
-    directory = next((following for flag, following in _flags(arguments) if flag in {"--config-dir", "-cd"}), None)
 
-    class UserConfigs(SearchPathPlugin):
-        def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-            if directory is not None:
-                search_path.prepend("user", f"file://{Path(directory).resolve()}")
+    directory: str | None = None
 
-    Plugins.instance().register(UserConfigs)
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Put the user's directory first."""
+        if self.directory is not None:
+            search_path.prepend("user", f"file://{Path(self.directory).resolve()}")
 
 
 def _flags(arguments: list[str]) -> list[tuple[str, str]]:
+    # both --flag=value and --flag value
     pairs = [argument.split("=", 1) for argument in arguments if argument.startswith("--") and "=" in argument]
     return [(flag, value) for flag, value in pairs] + list(itertools.pairwise(arguments))
 

@@ -93,9 +93,9 @@ def test(trainer: L.Trainer, task: Classification, data: ImageData) -> None:
 
 
 def best_validation(directory: Path) -> dict[str, float]:
-    """The validation figures of the epoch with the best accuracy."""
-    rows = [row for row in read_metrics(directory / "metrics.csv") if "val/accuracy" in row]
-    best = max(rows, key=lambda row: row["val/accuracy"], default={})
+    """The validation figures of the epoch with the lowest loss, whose weights are tested."""
+    rows = [row for row in read_metrics(directory / "metrics.csv") if "val/loss" in row]
+    best = min(rows, key=lambda row: row["val/loss"], default={})
     return {name: value for name, value in best.items() if name.startswith("val/")}
 
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from lightconv.data.batches import Batches
 from lightconv.errors import InputError
 
-Images = UInt8[Tensor, "n c h w"]
-Labels = Int64[Tensor, " n"]
+# the sizes of different splits differ, so none is given a name
+Images = UInt8[Tensor, "_ _ _ _"]
+Labels = Int64[Tensor, " _"]
 Split = tuple[Images, Labels]
 
 

@@ -24,8 +24,11 @@ from lightconv.kernels.launch import (
     window_at,
 )
 
+# rows, columns and depth of a product by bytes an element: of those tried, the largest that spill on no architecture
+TILES = {2: (64, 64, 16), 4: (32, 32, 16)}
+WEIGHT_TILES = {2: (64, 64, 32), 4: (32, 32, 16)}
 _MIN_DOT = 16  # the smallest side of a tensor-core product
-_WARPS = 4
+WARPS = 8
 
 
 @triton.jit
@@ -157,8 +160,9 @@ def _weight_gradient_kernel(
         tl.store(db + k, bias.to(db.dtype.element_ty), mask=k_in & (tl.program_id(0) == 0))
 
 
-def _block(size: int, largest: int) -> int:
-    return max(_MIN_DOT, min(largest, triton.next_power_of_2(size)))
+def _fitted(tile: tuple[int, int, int], *sizes: int) -> list[int]:
+    # no larger than the product itself, if that is small
+    return [max(_MIN_DOT, min(most, triton.next_power_of_2(size))) for most, size in zip(tile, sizes, strict=True)]
 
 
 @in_float32_when_interpreted
@@ -178,7 +182,7 @@ def forward(
     filters, channels, r, s = weight.shape
     filters //= groups
     pixels = images * output.shape[2] * output.shape[3]
-    tile = _block(pixels, 128), _block(filters, 64), _block(channels, 32)
+    tile = _fitted(TILES[input.element_size()], pixels, filters, channels)
     grid = (triton.cdiv(pixels, tile[0]), triton.cdiv(filters, tile[1]) * groups)
     with on_device(input):
         _forward_kernel[grid](
@@ -186,7 +190,7 @@ def forward(
             height, width, *output.shape[2:], pixels, channels, filters,
             *input.stride(), *weight.stride(), 0 if bias is None else bias.stride(0), *output.stride(),
             *stride, *padding, *dilation,
-            r, s, bias is not None, index_type(input, weight, output), dot_precision(), *tile, num_warps=_WARPS,
+            r, s, bias is not None, index_type(input, weight, output), dot_precision(), *tile, num_warps=WARPS,
         )  # fmt: skip
 
 
@@ -206,14 +210,14 @@ def input_gradient(
     filters, channels, r, s = weight.shape
     filters //= groups
     pixels = images * height * width
-    tile = _block(pixels, 128), _block(channels, 64), _block(filters, 32)
+    tile = _fitted(TILES[weight.element_size()], pixels, channels, filters)
     grid = (triton.cdiv(pixels, tile[0]), triton.cdiv(channels, tile[1]) * groups)
     with on_device(grad_output):
         _input_gradient_kernel[grid](
             grad_output, weight, grad_input,
             height, width, *grad_output.shape[2:], pixels, channels, filters,
             *grad_output.stride(), *weight.stride(), *grad_input.stride(), *stride, *padding, *dilation,
-            r, s, index_type(grad_output, weight, grad_input), dot_precision(), *tile, num_warps=_WARPS,
+            r, s, index_type(grad_output, weight, grad_input), dot_precision(), *tile, num_warps=WARPS,
         )  # fmt: skip
 
 
@@ -233,7 +237,8 @@ def weight_gradient(
     filters, channels, r, s = grad_weight.shape
     filters //= groups
     taps = channels * r * s
-    tile = _block(filters, 64), _block(taps, 64), _block(grad_output.shape[2] * grad_output.shape[3], 64)
+    depth = grad_output.shape[2] * grad_output.shape[3]
+    tile = _fitted(WEIGHT_TILES[input.element_size()], filters, taps, depth)
     grid = (triton.cdiv(taps, tile[1]), triton.cdiv(filters, tile[0]) * groups)
     with on_device(input):
         _weight_gradient_kernel[grid](
@@ -241,5 +246,5 @@ def weight_gradient(
             images, height, width, *grad_output.shape[2:], channels, filters,
             *grad_output.stride(), *input.stride(), *grad_weight.stride(), *stride, *padding, *dilation,
             r, s, grad_bias.numel() > 0, index_type(grad_output, input, grad_weight), dot_precision(), *tile,
-            num_warps=_WARPS,
+            num_warps=WARPS,
         )  # fmt: skip

@@ -24,10 +24,11 @@ def learning_curve(rows: Sequence[dict[str, float]], title: str = "") -> Figure:
     ):
         points = [(row["epoch"] + 1, row[name]) for row in rows if name in row]
         axes.plot(*zip(*points, strict=True) if points else ([], []), marker=".", label=label)
-    best = max((row for row in rows if "val/accuracy" in row), key=lambda row: row["val/accuracy"], default=None)
-    if best:
+    best = min((row for row in rows if "val/loss" in row), key=lambda row: row["val/loss"], default=None)
+    if best and "val/accuracy" in best:
         accuracy.axhline(best["val/accuracy"], color="grey", linewidth=0.8, linestyle=":")
-        accuracy.set_title(f"best {best['val/accuracy']:.4f} in epoch {best['epoch'] + 1:.0f}", fontsize=10)
+        title_of_best = f"{best['val/accuracy']:.4f} in epoch {best['epoch'] + 1:.0f}, the one with the lowest loss"
+        accuracy.set_title(title_of_best, fontsize=10)
     losses.set(xlabel="epoch", ylabel="cross-entropy", yscale="log")
     accuracy.set(xlabel="epoch", ylabel="accuracy")
     for axes in (losses, accuracy):

@@ -1,0 +1,68 @@
+import pytest
+import torch
+
+from lightconv.data import Batches
+
+
+def batches(**options):
+    images = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1).expand(10, 1, 2, 2).contiguous()
+    noise = lambda x, g: x.float() + torch.rand(len(x), 1, 1, 1, generator=g)  # noqa: E731
+    return Batches(images, torch.arange(10), **{"batch_size": 4, "transform": noise, "shuffle": True} | options)
+
+
+def seen(iterable):
+    return [(x.flatten().tolist(), y.tolist()) for x, y in iterable]
+
+
+def test_every_image_once_an_epoch_with_its_own_label():
+    loader = batches(transform=lambda x, g: x)
+    assert len(loader) == 3
+    labels = [label for _, y in loader for label in y.tolist()]
+    assert sorted(labels) == list(range(10))
+    assert labels != list(range(10))
+    for images, y in loader:
+        assert torch.equal(images[:, 0, 0, 0].long(), y)
+
+
+def test_epochs_differ_and_seeds_repeat():
+    first, second = batches(seed=1), batches(seed=1)
+    epochs = [seen(first) for _ in range(3)]
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert epochs == [seen(second) for _ in range(3)]
+    assert epochs[0] != seen(batches(seed=2))
+
+
+def test_order_does_not_depend_on_the_global_generator():
+    torch.manual_seed(1)
+    expected = seen(batches())
+    torch.manual_seed(2)
+    assert seen(batches()) == expected
+
+
+@pytest.mark.parametrize("stop", [0, 1, 2, 3])
+def test_goes_on_in_the_middle_of_an_epoch(stop):
+    epoch = 5
+    whole = seen(batches(epoch=lambda: epoch))
+    iterator = iter(interrupted := batches(epoch=lambda: epoch))
+    begun = [next(iterator) for _ in range(stop)]
+    resumed = batches(epoch=lambda: epoch)
+    resumed.load_state_dict(interrupted.state_dict())
+    assert seen(begun) + seen(resumed) == whole
+
+
+def test_a_stored_position_is_not_used_for_another_epoch():
+    stored = batches(epoch=lambda: 3)
+    next(iter(stored))
+    fresh = batches(epoch=lambda: 4)
+    fresh.load_state_dict(stored.state_dict())
+    assert len(seen(fresh)) == 3
+
+
+def test_processes_share_the_images():
+    shards = [batches(rank=rank, world_size=3) for rank in range(3)]
+    assert {len(shard) for shard in shards} == {1}  # training: equally many, 9 of the 10
+    labels = [label for shard in shards for _, y in shard for label in y.tolist()]
+    assert len(set(labels)) == 9
+    shards = [batches(rank=rank, world_size=3, shuffle=False) for rank in range(3)]
+    labels = [label for shard in shards for _, y in shard for label in y.tolist()]
+    assert sorted(labels) == list(range(10))  # evaluation: all of them

@@ -1,0 +1,185 @@
+import gzip
+import hashlib
+import pickle
+import struct
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+
+from lightconv.data import CIFAR10, MNIST, Digits, FashionMNIST
+from lightconv.errors import InputError
+
+
+def idx(array: np.ndarray) -> bytes:
+    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+def write_idx_folder(folder, gzipped=False, train=200, test=50):
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(0)
+    for part, count in (("train", train), ("t10k", test)):
+        images = random.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        for name, array in ((f"{part}-images-idx3-ubyte", images), (f"{part}-labels-idx1-ubyte", labels)):
+            content = idx(array)
+            path = folder / (f"{name}.gz" if gzipped else name)
+            path.write_bytes(gzip.compress(content) if gzipped else content)
+    return folder
+
+
+@pytest.fixture
+def idx_folder(tmp_path):
+    return write_idx_folder(tmp_path / "files")
+
+
+def test_digits_are_split_without_overlap_and_in_proportion():
+    splits = {name: Digits().split(name) for name in ("train", "validation", "test")}
+    assert {name: len(labels) for name, (_, labels) in splits.items()} == {
+        "train": 1257,
+        "validation": 180,
+        "test": 360,
+    }
+    images = torch.cat([images for images, _ in splits.values()])
+    assert images.dtype is torch.uint8
+    assert images.shape == (1797, 1, 28, 28)
+    assert len(images.flatten(1).unique(dim=0)) == 1797
+    for _, labels in splits.values():
+        shares = labels.bincount(minlength=10) / len(labels)
+        assert (shares - 0.1).abs().max() < 0.01
+
+
+def test_the_split_does_not_depend_on_the_seed():
+    assert torch.equal(Digits(seed=1).split("test")[0], Digits(seed=2).split("test")[0])
+
+
+def test_digits_constants_are_those_of_the_training_images():
+    images = Digits().split("train")[0].float() / 255
+    assert images.mean().item() == pytest.approx(Digits.mean[0], abs=1e-3)
+    assert images.std().item() == pytest.approx(Digits.deviation[0], abs=1e-3)
+    normalized = Digits().normalize(images)
+    assert normalized.std().item() == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("gzipped", [False, True])
+@pytest.mark.parametrize("layout", ["", "raw", "FashionMNIST/raw"])
+def test_a_folder_of_idx_files_is_taken_as_it_is(tmp_path, gzipped, layout):
+    write_idx_folder(tmp_path / layout, gzipped)
+    data = FashionMNIST(tmp_path, validation=50)
+    data.setup("fit")
+    assert len(data.split("train")[1]) == 150
+    assert len(data.split("validation")[1]) == 50
+    images, labels = next(iter(data.train_dataloader()))
+    assert images.shape == (64, 1, 28, 28)
+    assert labels.dtype is torch.int64
+
+
+def test_equals_torchvisions_reader(tmp_path):
+    write_idx_folder(tmp_path / "MNIST" / "raw")
+    theirs = torchvision.datasets.MNIST(str(tmp_path), train=False)
+    images, labels = MNIST(tmp_path).split("test")
+    assert torch.equal(images[:, 0], theirs.data)
+    assert torch.equal(labels, theirs.targets)
+
+
+def test_fitting_does_not_touch_the_test_files(idx_folder):
+    for path in idx_folder.glob("t10k*"):
+        path.unlink()
+    data = MNIST(idx_folder, validation=50)
+    data.setup("fit")
+    with pytest.raises(InputError, match="t10k-images"):
+        data.setup("test")
+
+
+def test_a_missing_folder_says_what_was_looked_for_and_how_to_get_it(tmp_path):
+    with pytest.raises(InputError) as error:
+        FashionMNIST(tmp_path / "nowhere").setup("fit")
+    for words in ("train-images-idx3-ubyte", str(tmp_path / "nowhere"), "data.download=true", "dataset-fashion-mnist"):
+        assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "damaged"),
+        (b"hello, world", "damaged"),
+        (idx(np.zeros((200, 28, 28), np.uint8))[:-1], "announced"),
+        (idx(np.zeros((199, 28, 28), np.uint8)), "199 images but 200 labels"),
+    ],
+)
+def test_damaged_files_are_named_and_kept(idx_folder, content, words):
+    path = idx_folder / "train-images-idx3-ubyte"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=words):
+        MNIST(idx_folder, validation=50).setup("fit")
+    assert path.read_bytes() == content
+
+
+def test_a_truncated_gzip_is_named(tmp_path):
+    write_idx_folder(tmp_path, gzipped=True)
+    path = tmp_path / "train-labels-idx1-ubyte.gz"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(InputError, match=r"train-labels-idx1-ubyte.gz is damaged"):
+        MNIST(tmp_path, validation=50).setup("fit")
+
+
+def test_download_is_asked_of_torchvision_only_when_needed(idx_folder, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        torchvision.datasets.MNIST, "__init__", lambda self, root, download: asked.append((root, download))
+    )
+    MNIST(idx_folder, download=True).prepare_data()
+    MNIST(tmp_path / "empty").prepare_data()
+    assert asked == []
+    MNIST(tmp_path / "empty", download=True).prepare_data()
+    assert asked == [(str(tmp_path / "empty"), True)]
+
+
+@pytest.mark.parametrize("validation", [5, 195, 1000])
+def test_an_impossible_validation_part_is_told(idx_folder, validation):
+    with pytest.raises(InputError, match="cannot set"):
+        MNIST(idx_folder, validation=validation).setup("fit")
+
+
+@pytest.fixture
+def cifar_folder(tmp_path, monkeypatch):
+    """A small set in CIFAR-10's format, whose checksums torchvision is told."""
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    sums = {}
+    for name in [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]:
+        batch = {"data": random.integers(0, 256, (20, 3072), dtype=np.uint8), "labels": [i % 10 for i in range(20)]}
+        (folder / name).write_bytes(pickle.dumps(batch))
+        sums[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list(CIFAR10.classes)}))
+    meta = hashlib.md5((folder / "batches.meta").read_bytes()).hexdigest()
+    source = torchvision.datasets.CIFAR10
+    monkeypatch.setattr(source, "train_list", [[n, s] for n, s in sums.items() if n != "test_batch"])
+    monkeypatch.setattr(source, "test_list", [["test_batch", sums["test_batch"]]])
+    monkeypatch.setattr(source, "meta", {"filename": "batches.meta", "key": "label_names", "md5": meta})
+    return folder
+
+
+@pytest.mark.parametrize("as_itself", [True, False])
+def test_cifar10_folder_is_taken_as_it_is(cifar_folder, as_itself):
+    data = CIFAR10(cifar_folder if as_itself else cifar_folder.parent, validation=20)
+    data.setup("fit")
+    images, _ = data.split("train")
+    assert images.shape == (80, 3, 32, 32)
+    data.setup("test")
+    theirs = torchvision.datasets.CIFAR10(str(cifar_folder.parent), train=False)
+    assert torch.equal(data.split("test")[0], torch.from_numpy(theirs.data).permute(0, 3, 1, 2))
+
+
+def test_a_damaged_cifar10_is_told_and_kept(cifar_folder):
+    (cifar_folder / "data_batch_3").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"data\.download=true"):
+        CIFAR10(cifar_folder, validation=20).setup("fit")
+    assert (cifar_folder / "data_batch_3").read_bytes() == b"x"
+
+
+def test_a_batch_needs_an_image():
+    with pytest.raises(InputError, match="batch_size=0"):
+        Digits(batch_size=0)
