@@ -25,10 +25,11 @@ from lightconv.kernels.launch import (
 )
 
 # rows, columns and depth of a product by bytes an element: of those tried, the largest that spill on no architecture
-TILES = {2: (64, 64, 16), 4: (32, 32, 16)}
-WEIGHT_TILES = {2: (64, 64, 32), 4: (32, 32, 16)}
+TILES = {2: (64, 64, 16), 4: (64, 32, 16)}
+WEIGHT_TILES = {2: (64, 64, 32), 4: (64, 32, 16)}
 _MIN_DOT = 16  # the smallest side of a tensor-core product
-WARPS = 8
+# left alone, ptxas spills a few registers to fit a second block; AMD's compiler does not know the option
+OPTIONS = {"num_warps": 8} if torch.version.hip else {"num_warps": 8, "maxnreg": 255}
 
 
 @triton.jit
@@ -190,7 +191,7 @@ def forward(
             height, width, *output.shape[2:], pixels, channels, filters,
             *input.stride(), *weight.stride(), 0 if bias is None else bias.stride(0), *output.stride(),
             *stride, *padding, *dilation,
-            r, s, bias is not None, index_type(input, weight, output), dot_precision(), *tile, num_warps=WARPS,
+            r, s, bias is not None, index_type(input, weight, output), dot_precision(), *tile, **OPTIONS,
         )  # fmt: skip
 
 
@@ -217,7 +218,7 @@ def input_gradient(
             grad_output, weight, grad_input,
             height, width, *grad_output.shape[2:], pixels, channels, filters,
             *grad_output.stride(), *weight.stride(), *grad_input.stride(), *stride, *padding, *dilation,
-            r, s, index_type(grad_output, weight, grad_input), dot_precision(), *tile, num_warps=WARPS,
+            r, s, index_type(grad_output, weight, grad_input), dot_precision(), *tile, **OPTIONS,
         )  # fmt: skip
 
 
@@ -246,5 +247,5 @@ def weight_gradient(
             images, height, width, *grad_output.shape[2:], channels, filters,
             *grad_output.stride(), *input.stride(), *grad_weight.stride(), *stride, *padding, *dilation,
             r, s, grad_bias.numel() > 0, index_type(grad_output, input, grad_weight), dot_precision(), *tile,
-            num_warps=WARPS,
+            **OPTIONS,
         )  # fmt: skip

@@ -18,7 +18,7 @@ VARIANTS += [(arch, "fp16", "int64", "tf32") for arch in (80, 90, 100)]
 VARIANTS += [(90, "bf16", "int32", "tf32")]
 
 
-def compile_kernel(kernel, pointers, constants, arch, dtype, warps):
+def compile_kernel(kernel, pointers, constants, arch, dtype, options):
     """Compile as a launch would: pointers 16-byte aligned, other arguments 32-bit integers."""
     import triton
     from triton.backends.compiler import GPUTarget
@@ -34,7 +34,7 @@ def compile_kernel(kernel, pointers, constants, arch, dtype, warps):
         else:
             signature[name] = "i32"
     source = ASTSource(kernel, signature, constants, attributes)
-    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps})
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 
 def resources(compiled):
@@ -74,12 +74,12 @@ def convolution_kernel(name, dtype):
 def test_convolution(name, arch, dtype, index, precision):
     import triton.language as tl
 
-    from lightconv.kernels.convolution import WARPS
+    from lightconv.kernels.convolution import OPTIONS
 
     kernel, constants = convolution_kernel(name, dtype)
     constants |= {"INDEX": getattr(tl, index), "PRECISION": precision}
     pointers = dict.fromkeys(("x", "w", "b", "y", "g", "dx", "dw", "db"))
-    registers, stack, sass = resources(compile_kernel(kernel, pointers, constants, arch, dtype, WARPS))
+    registers, stack, sass = resources(compile_kernel(kernel, pointers, constants, arch, dtype, OPTIONS))
     assert stack == 0, f"{stack} bytes spilled at {registers} registers"
     multiplies = bool(re.search(MATRIX_INSTRUCTION.get(arch, "HMMA"), sass))
     assert multiplies == (precision == "tf32"), "no matrix instruction, or one where full precision was asked for"
@@ -96,6 +96,6 @@ def test_max_pooling(arch, dtype, channels_last):
     constants = {"R": 3, "S": 3, "CHANNELS_LAST": channels_last, "INDEX": tl.int32, "BLOCK": 1024}
     pointers = {"x": None, "y": None, "g": None, "dx": None, "index": "i64"}
     for kernel in (max_pooling._forward_kernel, max_pooling._backward_kernel):
-        _, stack, sass = resources(compile_kernel(kernel, pointers, constants, arch, dtype, 4))
+        _, stack, sass = resources(compile_kernel(kernel, pointers, constants, arch, dtype, {"num_warps": 4}))
         assert stack == 0, f"{stack} bytes spilled"
         assert "DADD" not in sass
