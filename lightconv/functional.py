@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
+from lightconv.errors import InputError
 from lightconv.operators import backend
 from lightconv.operators import conv2d as _conv2d
 from lightconv.operators import max_pool2d as _max_pool2d
@@ -35,10 +36,10 @@ def activation_function(name: str) -> Callable[[Tensor], Tensor]:
     """Look an activation up by name.
 
     Raises:
-        ValueError: for an unknown name.
+        InputError: for an unknown name.
     """
     if name not in ACTIVATIONS:
-        raise ValueError(f"unknown activation {name!r}: choose one of {', '.join(ACTIVATIONS)}")
+        raise InputError(f"unknown activation {name!r}: choose one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 
@@ -172,7 +173,7 @@ def conv_block(
         pool: size and stride of the pooling window, 1 for no pooling.
 
     Raises:
-        ValueError: for an unknown activation.
+        InputError: for an unknown activation.
     """
     activate = activation_function(activation)
     maps = conv2d(input, weight, bias, stride, padding, dilation, groups)

@@ -10,7 +10,6 @@ from torch.testing._internal.common_methods_invocations import op_db
 
 import lightconv as lc
 
-
 checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, as everywhere in Python
 
 

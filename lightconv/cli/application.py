@@ -33,6 +33,8 @@ def launch(verb: str, overrides: list[str]) -> None:
     Exits with status 2 and a message where the user's input is at fault, with 143 after SIGTERM.
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions arrive here as they are
+    # Hydra's parser takes no settings on both sides of a flag
+    overrides = sorted(overrides, key=lambda argument: argument not in {"-m", "--multirun"})
     sys.argv = [f"lightconv {verb}", *overrides]
     UserConfigs.directory = next((v for flag, v in _flags(overrides) if flag in {"--config-dir", "-cd"}), None)
     Plugins.instance().register(UserConfigs)
@@ -70,14 +72,16 @@ def explain(error: BaseException) -> str:
     chain: list[BaseException] = [error]
     while cause := chain[-1].__cause__:
         chain.append(cause)
-    ours = next((e for e in chain if isinstance(e, InputError)), None)
-    if ours is not None:
-        return str(ours)
+    ours = [e for e in chain if isinstance(e, InputError)]
+    if ours:
+        return str(ours[-1])  # the first cause knows best
     for inner in chain:
         parent = getattr(inner, "parent_node", None)
         if isinstance(inner, OmegaConfBaseException) and isinstance(parent, DictConfig):
             known = ", ".join(sorted(str(key) for key in parent if key != "hydra"))
-            return f"{str(inner).splitlines()[0]} (known here: {known})"
+            return (
+                f"{str(error).splitlines()[0]} {str(inner).splitlines()[0]} (known here: {known}; +key=value adds one)"
+            )
     return str(error)
 
 
@@ -103,7 +107,13 @@ def run_directory(resume: str | None, fresh: str) -> str:
     return str(run)
 
 
+def run_name(choices: DictConfig) -> str:
+    """The resolver behind the folder below runs/: the recipe's name, or what was chosen instead."""
+    return choices.experiment or f"{choices.model}_{choices.data}"
+
+
 OmegaConf.register_new_resolver("run_directory", run_directory, replace=True)
+OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 
 
 def _quiet() -> None:

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from lightconv import visualize
 from lightconv.cli import run, tables
 from lightconv.cli.application import instantiate
-from lightconv.cli.train import build_task
+from lightconv.cli.train import build_task, load_weights
 from lightconv.errors import InputError
 from lightconv.operators.backend import use_backend
 
@@ -32,9 +32,10 @@ def evaluate(config: DictConfig) -> float:
     task, data = build_task(trained), instantiate(trained.data)
     if config.split == "validation":
         data.test_dataloader = data.val_dataloader
-    trainer: L.Trainer = instantiate(config.trainer, logger=False)
+    load_weights(task, find_checkpoint(Path(config.run), config.checkpoint))
+    trainer: L.Trainer = instantiate(config.trainer, logger=False, enable_checkpointing=False)
     with use_backend(config.backend):
-        trainer.test(task, data, ckpt_path=find_checkpoint(Path(config.run), config.checkpoint), verbose=False)
+        trainer.test(task, data, verbose=False)
     figures = {f"{config.split}/{k.split('/')[1]}": v.item() for k, v in trainer.callback_metrics.items()}
     directory = Path(HydraConfig.get().runtime.output_dir)
     run.write_json(directory / "metrics.json", figures)

@@ -58,6 +58,27 @@ def reopen(directory: Path) -> DictConfig:
     return config
 
 
+def last_checkpoint(directory: Path) -> Path | None:
+    """Where a run stopped; None, so that it starts over, if it did not get through its first epoch."""
+    path = directory / "checkpoints" / "last.ckpt"
+    if not path.is_file():
+        return None
+    written_in = OmegaConf.load(directory / "config.yaml").directory
+    if written_in != str(directory.resolve()):  # Lightning would forget which weights were the best
+        content = torch.load(path, weights_only=True)
+        content["callbacks"] = _replaced(content["callbacks"], written_in, str(directory.resolve()))
+        torch.save(content, path)
+    return path
+
+
+def _replaced(value: Any, old: str, new: str) -> Any:
+    if isinstance(value, str):
+        return value.replace(old, new)
+    if isinstance(value, dict):
+        return {_replaced(k, old, new): _replaced(v, old, new) for k, v in value.items()}
+    return value
+
+
 def load_config(directory: Path) -> DictConfig:
     """Read the resolved configuration of a run.
 

@@ -7,7 +7,6 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
 
@@ -37,7 +36,7 @@ def train(config: DictConfig) -> float:
         run.claim(directory, config)
         run.write_json(directory / "overrides.json", list(HydraConfig.get().overrides.task))
     else:
-        config, checkpoint = run.reopen(directory), last_checkpoint(directory)
+        config, checkpoint = run.reopen(directory), run.last_checkpoint(directory)
 
     L.seed_everything(config.seed, workers=True, verbose=False)
     data: ImageData = instantiate(config.data)
@@ -47,7 +46,7 @@ def train(config: DictConfig) -> float:
         started = time.perf_counter()
         fit(trainer, task, data, checkpoint, directory)
         seconds = time.perf_counter() - started
-        test(trainer, task, data)
+        test(trainer, task, data, directory)
     figures = {
         **{name: float(value) for name, value in best_validation(directory).items()},
         **{name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("test/")},
@@ -80,16 +79,22 @@ def fit(trainer: L.Trainer, task: Classification, data: ImageData, checkpoint: P
     """Train; when interrupted, say how to go on."""
     try:
         trainer.fit(task, data, ckpt_path=checkpoint)
-    except (SystemExit, SIGTERMException) as stop:
-        tables.console.print(f"stopped; go on with: lightconv train resume={directory}")
-        raise stop if isinstance(stop, SystemExit) else SystemExit(_SIGTERM_STATUS) from stop
+    except SystemExit as stop:  # Lightning's answer to Ctrl-C, and what its SIGTERMException derives from
+        print(f"stopped; go on with: lightconv train resume={directory}")
+        raise SystemExit(_SIGTERM_STATUS) if isinstance(stop, SIGTERMException) else stop from None
 
 
-def test(trainer: L.Trainer, task: Classification, data: ImageData) -> None:
+def test(trainer: L.Trainer, task: Classification, data: ImageData, directory: Path) -> None:
     """Test the best weights, or the last where none were kept."""
-    monitored = (c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor)
-    best = next((c.best_model_path for c in monitored if c.best_model_path), None)
-    trainer.test(task, data, ckpt_path=best, verbose=False)
+    best = directory / "checkpoints" / "best.ckpt"
+    if best.is_file():
+        load_weights(task, best)
+    trainer.test(task, data, verbose=False)
+
+
+def load_weights(task: Classification, checkpoint: Path) -> None:
+    """Put a checkpoint's weights, and nothing else of it, into the task."""
+    task.load_state_dict(torch.load(checkpoint, weights_only=True, map_location="cpu")["state_dict"])
 
 
 def best_validation(directory: Path) -> dict[str, float]:
@@ -97,12 +102,6 @@ def best_validation(directory: Path) -> dict[str, float]:
     rows = [row for row in read_metrics(directory / "metrics.csv") if "val/loss" in row]
     best = min(rows, key=lambda row: row["val/loss"], default={})
     return {name: value for name, value in best.items() if name.startswith("val/")}
-
-
-def last_checkpoint(directory: Path) -> Path | None:
-    """Where a run stopped; None, so that it starts over, if it did not get through its first epoch."""
-    path = directory / "checkpoints" / "last.ckpt"
-    return path if path.is_file() else None
 
 
 def write_results(directory: Path, task: Classification, data: ImageData, figures: dict[str, Any]) -> None:

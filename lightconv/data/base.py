@@ -51,6 +51,8 @@ class ImageData(L.LightningDataModule):
             raise InputError(f"batch_size={batch_size}: a batch needs at least one image")
         self.batch_size, self.augmentation, self.seed = batch_size, augmentation, seed
         self._splits: dict[str, Split] = {}
+        self._training: Batches | None = None
+        self._position: dict[str, int] = {}
 
     def load(self, stage: str) -> dict[str, Split]:
         """Read images and labels.
@@ -82,13 +84,28 @@ class ImageData(L.LightningDataModule):
     def train_dataloader(self) -> Batches:
         """Shuffled, augmented batches."""
         trainer = self.trainer
-        return self._batches(
+        self._training = self._batches(
             "train",
             augment=True,
             # Lightning's overfit_batches wants the same batches every epoch
             shuffle=not getattr(trainer, "overfit_batches", 0),
             epoch=(lambda: trainer.current_epoch) if trainer else None,
         )
+        if self._position:
+            self._training.load_state_dict(self._position)
+        return self._training
+
+    def state_dict(self) -> dict[str, int]:
+        """Where training is in its epoch, for Lightning's checkpoints.
+
+        Lightning stores the state of loaders itself, but does not restore it where an optimizer or scheduler has asked
+        for the length of the run.
+        """
+        return self._training.state_dict() if self._training else {}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Let the next training loader go on from there."""
+        self._position = state_dict
 
     def val_dataloader(self) -> Batches:
         """Batches in order."""

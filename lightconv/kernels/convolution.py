@@ -11,6 +11,7 @@ they have miscompiled (pytorch/pytorch#173068). Masked addresses are also clampe
 cp.async still dereferences its address (pytorch/pytorch#187081).
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor

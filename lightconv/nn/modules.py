@@ -53,7 +53,7 @@ class ConvBlock(Conv2d):
         options: torch.nn.Conv2d's further arguments.
 
     Raises:
-        ValueError: for an unknown activation.
+        InputError: for an unknown activation.
     """
 
     def __init__(

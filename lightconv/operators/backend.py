@@ -20,6 +20,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from lightconv.errors import InputError
+
 BACKENDS = ("auto", "reference", "triton")
 TRITON = importlib.util.find_spec("triton") is not None
 
@@ -34,9 +36,9 @@ _MAX_BLOCKS = 65535  # CUDA's limit on every grid axis but the first
 
 def _checked(name: str) -> str:
     if name not in BACKENDS:
-        raise ValueError(f"unknown backend {name!r}: choose one of {', '.join(BACKENDS)}")
+        raise InputError(f"unknown backend {name!r}: choose one of {', '.join(BACKENDS)}")
     if name == "triton" and not TRITON:
-        raise ValueError("backend 'triton' needs Triton, which is not installed: pip install triton (Linux)")
+        raise InputError("backend 'triton' needs Triton, which is not installed: pip install triton (Linux)")
     return name
 
 
@@ -51,7 +53,7 @@ def use_backend(name: str) -> Iterator[None]:
         name: "auto", "reference" (torch's operators) or "triton" (lightconv's kernels wherever they can serve).
 
     Raises:
-        ValueError: for an unknown name, or "triton" where Triton is not installed.
+        InputError: for an unknown name, or "triton" where Triton is not installed.
     """
     global _backend  # noqa: PLW0603
     previous, _backend = _backend, _checked(name)

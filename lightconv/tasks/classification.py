@@ -71,7 +71,7 @@ class Classification(L.LightningModule):
             }
         )
         self.class_results: dict[str, Tensor] = {}
-        self._losses, self._count = torch.zeros(()), 0
+        self._losses, self._count, self._learning_rate = torch.zeros(()), 0, 0.0
         self._predictions: list[Tensor] = []
         self._targets: list[Tensor] = []
 
@@ -92,16 +92,20 @@ class Classification(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer and, if there is one, the scheduler with its length filled in."""
-        optimizer = self.optimizer(p for p in self.parameters() if p.requires_grad)
-        if self.scheduler is None:
-            return optimizer
-        given = self.scheduler.keywords if isinstance(self.scheduler, partial) else {}
-        accepted = inspect.signature(self.scheduler).parameters
+        try:
+            optimizer = self.optimizer(p for p in self.parameters() if p.requires_grad)
+            return optimizer if self.scheduler is None else self._with_scheduler(optimizer, self.scheduler)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"torch refuses the optimizer or its scheduler: {error}") from error
+
+    def _with_scheduler(self, optimizer: Optimizer, build: Callable[..., LRScheduler]) -> Any:
+        given = build.keywords if isinstance(build, partial) else {}
+        accepted = inspect.signature(build).parameters
         length = next((name for name in _LENGTHS if name in accepted and name not in given), None)
         if "epochs" in given:  # OneCycleLR's other way to give its length
             length = None
         steps = {length: self.trainer.estimated_stepping_batches} if length else {}
-        scheduler = self.scheduler(optimizer, **steps)
+        scheduler = build(optimizer, **steps)
         every_step = bool(steps) or isinstance(scheduler, OneCycleLR | CyclicLR)
         config = {"scheduler": scheduler, "interval": "step" if every_step else "epoch"}
         if isinstance(scheduler, ReduceLROnPlateau):
@@ -122,6 +126,15 @@ class Classification(L.LightningModule):
     def on_train_epoch_end(self) -> None:
         """Log the mean loss over the epoch."""
         self.log_dict({"train/loss": self._mean_loss(), "lr": self._learning_rate}, sync_dist=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store what the epoch has summed up so far."""
+        checkpoint["epoch_so_far"] = {"losses": self._losses, "count": self._count, "lr": self._learning_rate}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on summing where the checkpoint stopped."""
+        if so_far := checkpoint.get("epoch_so_far"):
+            self._losses, self._count, self._learning_rate = so_far["losses"], so_far["count"], so_far["lr"]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect predictions and loss."""

@@ -1,4 +1,4 @@
-"""Every kernel compiles for GPUs that need not be there: no spills, no float64, matrix instructions where they belong."""
+"""Every kernel compiles for GPUs that need not be there: no spills, matrix instructions where they belong."""
 
 import os
 import re

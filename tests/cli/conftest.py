@@ -1,0 +1,27 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from lightconv.cli import main
+
+
+@pytest.fixture
+def lightconv(tmp_path, monkeypatch):
+    """Run the command line in an empty directory, as a user would."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lightconv.cli.sweep._last", None)
+
+    def run(*arguments: str) -> None:
+        main(list(arguments))
+
+    return run
+
+
+def runs(directory: Path = Path()) -> list[Path]:
+    """The runs below a directory, oldest first."""
+    return sorted({p.parent for p in directory.glob("runs/**/config.yaml")}, key=lambda p: p.stat().st_mtime)
+
+
+def metrics(run: Path) -> dict:
+    return json.loads((run / "metrics.json").read_text())

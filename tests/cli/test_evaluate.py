@@ -1,0 +1,49 @@
+from pathlib import Path
+
+import pytest
+
+from cli.conftest import metrics
+
+SMOKE = ("debug=smoke", "trainer.enable_progress_bar=false", "hydra.run.dir=runs/mine")
+
+
+@pytest.fixture
+def trained(lightconv):
+    lightconv("train", *SMOKE)
+    return lightconv
+
+
+def evaluations():
+    return sorted(Path("runs/mine/evaluations").iterdir())
+
+
+def test_repeats_the_test_figures_of_the_run(trained, capsys):
+    trained("evaluate", "run=runs/mine")
+    (evaluation,) = evaluations()
+    assert metrics(evaluation)["test/accuracy"] == pytest.approx(metrics(Path("runs/mine"))["test/accuracy"])
+    assert (evaluation / "confusion_matrix.png").is_file()
+    assert "test/accuracy" in capsys.readouterr().out
+
+
+def test_evaluates_the_validation_part_and_the_last_weights(trained):
+    trained("evaluate", "run=runs/mine", "split=validation", "checkpoint=last")
+    (evaluation,) = evaluations()
+    assert metrics(evaluation)["validation/accuracy"] == pytest.approx(metrics(Path("runs/mine"))["val/accuracy"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["run"]),
+        (["run=runs/other"], ["runs/other", "not a run"]),
+        (["run=runs/mine", "checkpoint=middle"], ["checkpoint=middle", "best, last"]),
+        (["run=runs/mine", "split=train"], ["test or validation"]),
+    ],
+)
+def test_mistakes_are_told(trained, capsys, arguments, words):
+    with pytest.raises(SystemExit, match="2"):
+        trained("evaluate", *arguments)
+    message = capsys.readouterr().err
+    assert "error: " in message
+    for word in words:
+        assert word in message

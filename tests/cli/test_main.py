@@ -1,0 +1,31 @@
+import subprocess
+import sys
+
+import pytest
+
+from lightconv.cli import VERBS, main
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])
+def test_help_lists_the_verbs_in_words(capsys, arguments):
+    main(arguments)
+    printed = capsys.readouterr().out
+    for verb, words in VERBS.items():
+        assert verb in printed
+        assert words in printed
+
+
+def test_an_unknown_verb_lists_the_known_ones():
+    with pytest.raises(SystemExit, match="unknown verb 'trian': choose one of train, evaluate"):
+        main(["trian"])
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_a_function_and_a_config(lightconv, capsys, verb):
+    lightconv(verb, "--cfg", "job", *(["run=somewhere"] if verb == "evaluate" else []))
+    assert "trainer:" in capsys.readouterr().out
+
+
+def test_help_is_quick():
+    code = "import sys; from lightconv.cli import main; main([]); assert 'lightning' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

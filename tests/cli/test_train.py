@@ -1,0 +1,193 @@
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from models.test_lenet import PlainLeNet
+from omegaconf import OmegaConf
+
+from cli.conftest import metrics, runs
+from lightconv.loggers import read_metrics
+
+SMOKE = ("debug=smoke", "trainer.enable_progress_bar=false")
+
+
+def test_writes_everything_that_a_run_needs(lightconv, capsys):
+    lightconv("train", *SMOKE, "trainer.max_epochs=2")
+    (run,) = runs()
+    files = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()}
+    assert files >= {
+        "config.yaml", "environment.json", "metrics.csv", "metrics.json", "weights.pt", "learning_curve.png",
+        "confusion_matrix.png", "checkpoints/best.ckpt", "checkpoints/last.ckpt",
+    }  # fmt: skip
+    figures = metrics(run)
+    assert figures["parameters"] == 61_706
+    assert {"test/accuracy", "test/loss", "val/accuracy", "seconds", "seed", "epochs"} <= figures.keys()
+    assert figures["classes"]["3"].keys() == {"precision", "recall", "f1"}
+    assert not OmegaConf.is_missing(OmegaConf.load(run / "config.yaml"), "seed")
+    assert "${" not in (run / "config.yaml").read_text()
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["versions"]["torch"] == torch.__version__.split("+")[0]
+    with (run / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert all(float(row[name]) > 0 for row in rows for name in ("train/loss", "val/loss", "lr"))
+    for picture in ("learning_curve.png", "confusion_matrix.png"):
+        assert (run / picture).read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    assert "test/accuracy" in printed
+    assert "61,706" in printed
+
+
+def test_weights_load_into_plain_torch(lightconv):
+    lightconv("train", *SMOKE)
+    (run,) = runs()
+    plain = PlainLeNet()
+    plain.load_state_dict(torch.load(run / "weights.pt", weights_only=True))
+    for name in ("best", "last"):
+        state = torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)["state_dict"]
+        plain.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
+
+
+def test_the_same_seed_gives_the_same_figures(lightconv):
+    for number, seed in enumerate((0, 0, 1)):
+        lightconv("train", *SMOKE, f"seed={seed}", f"hydra.run.dir=runs/{number}")
+    same, again, other = ({k: v for k, v in metrics(Path(f"runs/{i}")).items() if k != "seconds"} for i in range(3))
+    assert same == again
+    assert same != other
+    assert same["seed"] == 0
+
+
+def test_an_existing_run_is_never_overwritten(lightconv, capsys):
+    lightconv("train", *SMOKE, "hydra.run.dir=runs/mine")
+    before = metrics(Path("runs/mine"))
+    with pytest.raises(SystemExit, match="2"):
+        lightconv("train", *SMOKE, "seed=1", "hydra.run.dir=runs/mine")
+    assert "already holds a run" in capsys.readouterr().err
+    assert metrics(Path("runs/mine")) == before
+
+
+def test_resumes_where_a_run_stopped(lightconv):
+    lightconv("train", *SMOKE, "trainer.max_epochs=4", "hydra.run.dir=runs/whole")
+    lightconv(
+        "train",
+        *SMOKE,
+        "trainer.max_epochs=4",
+        "trainer.max_steps=5",
+        "hydra.run.dir=runs/half",
+        "+scheduler.total_steps=12",
+    )
+    assert metrics(Path("runs/half"))["epochs"] < 4
+    Path("runs/half").rename("runs/moved")
+    lightconv("train", "resume=runs/moved", "trainer.max_steps=-1", "trainer.enable_progress_bar=false")
+    whole, resumed = (torch.load(f"runs/{name}/weights.pt", weights_only=True) for name in ("whole", "moved"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert Path("runs/whole/metrics.csv").read_text() == Path("runs/moved/metrics.csv").read_text()
+    assert not Path("runs/half").exists()
+
+
+def test_a_resumed_run_keeps_its_groups(lightconv, capsys):
+    lightconv("train", *SMOKE, "hydra.run.dir=runs/mine")
+    with pytest.raises(SystemExit, match="2"):
+        lightconv("train", "resume=runs/mine", "optimizer=sgd")
+    assert "keeps its optimizer=sgd" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        lightconv("train", "resume=runs/nowhere")
+    assert "no run is there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)])
+def test_a_stopped_run_leaves_a_usable_checkpoint(lightconv, tmp_path, number, status):
+    command = [sys.executable, "-c", "from lightconv.cli import main; main()", "train"]
+    arguments = ["hydra.run.dir=runs/mine", "scheduler=none", "trainer.max_epochs=1000"]
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    process = subprocess.Popen([*command, *arguments], env=environment, stdout=subprocess.PIPE, text=True)
+    table = Path("runs/mine/metrics.csv")
+    deadline = time.monotonic() + 120
+    while not (table.is_file() and len(table.read_text().splitlines()) > 2) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(number)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert "lightconv train resume=" in printed
+    done = torch.load("runs/mine/checkpoints/last.ckpt", weights_only=True)["epoch"]
+    lightconv("train", "resume=runs/mine", f"trainer.max_epochs={done + 2}")
+    assert metrics(Path("runs/mine"))["epochs"] == done + 2
+
+
+def test_a_sweep_prints_one_table(lightconv, capsys):
+    lightconv("train", *SMOKE, "-m", "seed=0,1", "model.width=0.5,1", "hydra.sweep.dir=runs/sweep")
+    printed = capsys.readouterr().out
+    table = printed[printed.rindex("runs/sweep\n") :]
+    assert table.count("\n│") == 4
+    assert {metrics(Path(f"runs/sweep/{job}"))["parameters"] for job in range(4)} == {61_706, 15_738}
+
+
+def test_a_sweep_with_a_failed_job_still_shows_the_others(lightconv, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        lightconv("train", *SMOKE, "-m", "model.width=0.01,1", "hydra.sweep.dir=runs/sweep")
+    printed = capsys.readouterr()
+    assert "failed" in printed.out
+    assert "61,706" in printed.out
+    assert "width 0.01" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["model=alexnet"], ["model/alexnet", "lenet"]),
+        (["experiment=nothing"], ["experiment/nothing", "lenet_fashion_mnist"]),
+        (["modle=lenet"], ["modle", "known here", "model"]),
+        (["model.widht=2"], ["widht", "known here", "width", "image_size"]),
+        (["backend=cudnn"], ["unknown backend 'cudnn'", "auto, reference, triton"]),
+        (["model.image_size=8"], ["at least 12x12"]),
+        (["model.channels=3"], ["LeNet cannot take Digits's images of 1 x 28 x 28"]),
+        (["model.classes=7"], ["Digits has 10 classes", "model.classes=10"]),
+        (["data=fashion_mnist", "data.root=nowhere"], ["nowhere", "data.download=true"]),
+        (["optimizer.lr=fast"], ["torch refuses the optimizer"]),
+        (["scheduler=step", "~scheduler.step_size"], ["torch refuses", "step_size"]),
+        (["optimizer._target_=torch.optim.Adamm"], ["torch.optim.Adamm"]),
+        (["data.batch_size=0"], ["batch_size=0"]),
+        (["trainer.max_epochs"], ["trainer.max_epochs"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) and "=" in value[0] else "",
+)
+def test_mistakes_are_told_in_a_line_or_two(lightconv, capsys, arguments, words):
+    with pytest.raises(SystemExit, match="2"):
+        lightconv("train", *SMOKE, *arguments)
+    message = capsys.readouterr().err
+    assert "error: " in message
+    assert "Traceback" not in message
+    for word in words:
+        assert word in message
+
+
+def test_configs_of_the_user_go_before_ours(lightconv, capsys):
+    for name, content in {
+        "model/lenet.yaml": "_target_: lightconv.models.LeNet\nclasses: 10\nwidth: 2\n",
+        "experiment/mine.yaml": "# @package _global_\nseed: 7\n",
+    }.items():
+        path = Path("my_conf", name)
+        path.parent.mkdir(parents=True)
+        path.write_text(content)
+    lightconv("train", "--config-dir", "my_conf", "experiment=mine", "--cfg", "job")
+    config = OmegaConf.create(capsys.readouterr().out)
+    assert config.seed == 7
+    assert config.model == {"_target_": "lightconv.models.LeNet", "classes": 10, "width": 2}
+
+
+def test_the_kernels_train_the_digits_with_the_references_losses(lightconv):
+    for name in ("reference", "triton"):
+        lightconv(
+            "train", *SMOKE, f"backend={name}", "data.batch_size=8", "trainer.limit_val_batches=0",
+            "trainer.limit_test_batches=1", "callbacks.best=null", f"hydra.run.dir=runs/{name}",
+            "objective=test/accuracy", "model.width=0.5",
+        )  # fmt: skip
+    losses = [float(read_metrics(f"runs/{name}/metrics.csv")[0]["train/loss"]) for name in ("reference", "triton")]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)

@@ -1,0 +1,238 @@
+import math
+from functools import partial
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
+from torch import nn
+from torch.optim import SGD, lr_scheduler
+
+import lightconv as lc
+from lightconv.callbacks import RandomState
+from lightconv.errors import InputError
+from lightconv.models import LeNet
+from lightconv.tasks import Classification
+
+QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+
+
+class WithDropout(nn.Module):
+    """Draws random numbers in every step."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Dropout(0.3), nn.Linear(784, 16), nn.ReLU(), nn.Linear(16, 10))
+
+    def forward(self, images):
+        return self.layers(images)
+
+
+def digits(**options):
+    return lc.data.Digits(**{"batch_size": 256, "augmentation": lc.data.Augmentation(shift=0.1)} | options)
+
+
+def task(model=None, **options):
+    torch.manual_seed(0)
+    defaults = {
+        "optimizer": partial(SGD, lr=0.05, momentum=0.9),
+        "scheduler": partial(lr_scheduler.OneCycleLR, max_lr=0.1),
+    }
+    return Classification(model or LeNet(), **defaults | options)
+
+
+def fit(module, epochs=1, data=None, ckpt_path=None, callbacks=(), **options):
+    options = {"enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks)} | QUIET | options
+    trainer = L.Trainer(max_epochs=epochs, callbacks=[RandomState(), *callbacks], **options)
+    trainer.fit(module, data or digits(), ckpt_path=ckpt_path)
+    return trainer
+
+
+def assert_bitwise_equal(one, other):
+    for name, tensor in one.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
+
+
+def test_a_script_needs_no_more_than_this():
+    trainer = L.Trainer(max_epochs=2, **QUIET, enable_checkpointing=False)
+    trainer.fit(lc.tasks.Classification(lc.models.LeNet()), lc.data.Digits())
+    assert trainer.callback_metrics["val/accuracy"] > 0.5
+
+
+class SaveAt(L.Callback):
+    """Save a checkpoint after a given number of steps, and stop there if asked to."""
+
+    def __init__(self, path, step, stop=False):
+        self.path, self.step, self.stop = path, step, stop
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+            if self.stop:
+                raise InterruptedError
+
+
+@pytest.mark.parametrize("step", [3, 5, 8])  # 5 steps an epoch: in the first, at its end, in the second
+@pytest.mark.parametrize("model", [LeNet, WithDropout])
+def test_a_checkpoint_resumes_to_the_same_bits(tmp_path, model, step):
+    torch.manual_seed(0)
+    whole = task(model())
+    fit(whole, epochs=3)
+    torch.manual_seed(0)
+    begun = task(model())
+    with pytest.raises(InterruptedError):
+        fit(begun, epochs=3, callbacks=[SaveAt(tmp_path / "half.ckpt", step, stop=True)])
+    torch.manual_seed(123)
+    resumed = task(model())
+    fit(resumed, epochs=3, ckpt_path=tmp_path / "half.ckpt")
+    assert_bitwise_equal(whole, resumed)
+
+
+@pytest.mark.parametrize(
+    "options", [{"monitor": "val/loss"}, {"save_last": True}, {"every_n_epochs": 1, "save_on_train_epoch_end": True}]
+)
+def test_lightnings_own_epoch_checkpoints_resume_to_the_same_bits(tmp_path, options):
+    # saved after validation or after the epoch, which Lightning restores by different ways
+    checkpoint = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1, **options)
+    whole = task(WithDropout())
+    fit(whole, epochs=3, callbacks=[checkpoint])
+    resumed = task(WithDropout())
+    fit(resumed, epochs=3, ckpt_path=tmp_path / "epoch=0.ckpt")
+    assert_bitwise_equal(whole, resumed)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not():
+    def run(seed):
+        L.seed_everything(seed, verbose=False)
+        module = Classification(LeNet())
+        fit(module, data=digits(seed=seed))
+        return module
+
+    assert_bitwise_equal(run(0), run(0))
+    assert not torch.equal(run(0).model.fc3.weight, run(1).model.fc3.weight)
+
+
+def test_the_kernels_take_the_same_optimisation_steps(tmp_path):
+    class Losses(L.Callback):
+        def __init__(self):
+            self.values = []
+
+        def on_train_batch_end(self, trainer, module, outputs, *_):
+            self.values.append(outputs["loss"].item())
+
+    courses = {}
+    for name in ("reference", "triton"):
+        record = Losses()
+        with lc.use_backend(name):
+            fit(task(), data=digits(batch_size=16), callbacks=[record], limit_train_batches=4, limit_val_batches=0)
+        courses[name] = record.values
+    assert len(courses["triton"]) == 4
+    assert courses["triton"] == pytest.approx(courses["reference"], abs=1e-4)
+
+
+def test_metrics_equal_a_count_by_hand():
+    module = task()
+    trainer = fit(module)
+    figures = {k: v.item() for k, v in trainer.callback_metrics.items()}
+    images, labels = (data := digits()).split("validation")
+    with torch.no_grad():
+        logits = module.eval()(data.normalize(images.float() / 255))
+    assert figures["val/accuracy"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
+    assert figures["val/loss"] == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
+    trainer.test(module, data, verbose=False)
+    images, labels = data.split("test")
+    with torch.no_grad():
+        predictions = module(data.normalize(images.float() / 255)).argmax(1)
+    assert trainer.callback_metrics["test/accuracy"].item() == pytest.approx(
+        (predictions == labels).float().mean().item()
+    )
+    counts = torch.zeros(10, 10, dtype=torch.long)
+    counts.index_put_((labels, predictions), torch.ones_like(labels), accumulate=True)
+    assert torch.equal(module.class_results["confusion"], counts)
+    torch.testing.assert_close(module.class_results["recall"], counts.diagonal() / counts.sum(1))
+
+
+def test_the_training_loss_is_the_mean_over_the_epoch(monkeypatch):
+    losses, sizes = [], []
+    step = Classification.training_step
+
+    def spy(self, batch, index):
+        losses.append(step(self, batch, index))
+        sizes.append(len(batch[1]))
+        return losses[-1]
+
+    monkeypatch.setattr(Classification, "training_step", spy)
+    trainer = fit(task(label_smoothing=0.1))
+    mean = sum(loss.item() * n for loss, n in zip(losses, sizes, strict=True)) / sum(sizes)
+    assert sum(sizes) == 1257
+    assert trainer.callback_metrics["train/loss"].item() == pytest.approx(mean, rel=1e-5)
+
+
+def test_nothing_is_logged_in_a_training_step(monkeypatch):
+    module = task()
+    inside = []
+    monkeypatch.setattr(module, "log", lambda *a, **k: inside.append(a))
+    module.training_step((torch.zeros(2, 1, 28, 28), torch.zeros(2, dtype=torch.long)), 0)
+    assert inside == []
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "interval", "final"),
+    [
+        (partial(lr_scheduler.OneCycleLR, max_lr=0.1), "step", 0.1 / 25 / 1e4),
+        (partial(lr_scheduler.OneCycleLR, max_lr=0.1, epochs=2, steps_per_epoch=5), "step", 0.1 / 25 / 1e4),
+        (lr_scheduler.CosineAnnealingLR, "step", 0.05 * (1 + math.cos(0.9 * math.pi)) / 2),
+        (partial(lr_scheduler.CosineAnnealingLR, T_max=2), "epoch", 0.025),
+        (partial(lr_scheduler.LinearLR, start_factor=1, end_factor=0.5), "step", 0.05 * 0.55),
+        (partial(lr_scheduler.StepLR, step_size=1), "epoch", 0.005),
+        (partial(lr_scheduler.ReduceLROnPlateau, patience=5), "epoch", 0.05),
+        (None, None, 0.05),
+    ],
+)
+def test_any_torch_scheduler_moves_as_it_should(scheduler, interval, final):
+    used = []
+    record = LambdaCallback(
+        on_train_batch_start=lambda trainer, *_: used.append(trainer.optimizers[0].param_groups[0]["lr"])
+    )
+    trainer = fit(task(scheduler=scheduler), epochs=2, callbacks=[record], accelerator="cpu")
+    assert len(used) == 10
+    assert used[-1] == pytest.approx(final, abs=1e-9)
+    assert [config.interval for config in trainer.lr_scheduler_configs] == ([interval] if interval else [])
+
+
+def test_frozen_parameters_stay_out_of_the_optimizer():
+    module = task()
+    module.model.conv1.requires_grad_(False)
+    trainer = fit(module, limit_train_batches=1)
+    assert len(trainer.optimizers[0].param_groups[0]["params"]) == 8
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (lambda: LeNet(channels=3), r"LeNet cannot take Digits's images of 1 x 28 x 28.*model\.channels"),
+        (lambda: LeNet(image_size=32), r"LeNet cannot take Digits's images"),
+        (lambda: LeNet(classes=7), r"with 7 values, Digits has 10 classes: set model\.classes=10"),
+    ],
+)
+def test_a_model_that_does_not_fit_the_data_is_told_before_training(model, words):
+    with pytest.raises(InputError, match=words):
+        fit(task(model()))
+
+
+def test_a_wrong_number_of_classes_in_the_task_is_told():
+    with pytest.raises(InputError, match=r"task\.classes=10"):
+        fit(task(classes=5))
+
+
+def test_label_smoothing_out_of_range_is_told():
+    with pytest.raises(InputError, match="label_smoothing=1"):
+        task(label_smoothing=1)
+
+
+def test_predicts_probabilities():
+    module = task()
+    trainer = L.Trainer(**QUIET, enable_checkpointing=False)
+    probabilities = torch.cat(trainer.predict(module, digits()))
+    assert probabilities.shape == (360, 10)
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(360))

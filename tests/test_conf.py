@@ -1,0 +1,54 @@
+"""Every file in conf/ composes, and what it names can be built."""
+
+import re
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from lightconv.cli.application import config_directory, instantiate
+from lightconv.cli.train import build_task, build_trainer
+
+FILES = sorted(str(p.relative_to(config_directory())) for p in config_directory().rglob("*.yaml"))
+CHOICES = [Path(file).with_suffix("") for file in FILES if "/" in file]
+
+
+def composed(overrides, directory):
+    with initialize_config_dir(str(config_directory()), version_base="1.3"):
+        return compose("train", [*overrides, f"directory={directory}", "hydra.run.dir=test"])
+
+
+def test_nothing_lies_outside_a_group():
+    groups = {choice.parts[0] for choice in CHOICES}
+    assert groups == {
+        "model",
+        "data",
+        "optimizer",
+        "scheduler",
+        "trainer",
+        "callbacks",
+        "logger",
+        "experiment",
+        "debug",
+    }
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_composes_and_builds(choice, tmp_path):
+    overrides = [f"{choice.parent}={choice.name}"]
+    if choice.name == "gpu":
+        overrides += ["trainer.accelerator=auto", "trainer.precision=32-true"]  # no GPU here
+    config = composed(overrides, tmp_path)
+    task, data, trainer = build_task(config), instantiate(config.data), build_trainer(config, tmp_path)
+    assert len(data.classes) == task.classes
+    assert trainer.max_epochs == config.trainer.max_epochs
+    OmegaConf.resolve(config)
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f.startswith("experiment/")])
+def test_a_recipe_says_what_it_is_for_and_what_it_reached(file):
+    package, purpose, *_ = (config_directory() / file).read_text().splitlines()
+    assert package == "# @package _global_"
+    assert purpose.startswith("# ")
+    assert re.search(r"0\.\d{3}", (config_directory() / file).read_text().split("\n\n")[0])
