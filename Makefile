@@ -13,7 +13,7 @@ train: $(VENV)/.installed  ## train LeNet on real handwritten digits
 
 test: $(VENV)/.installed-dev  ## run all tests, offline, without a GPU
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
-	$(BIN)/pytest -m compile
+	$(BIN)/pytest -n auto -m compile
 
 lint: $(VENV)/.installed-dev  ## ruff and mypy
 	$(BIN)/ruff check .

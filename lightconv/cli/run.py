@@ -26,8 +26,8 @@ _PACKAGES = (
 )
 
 
-def claim(directory: Path, config: DictConfig) -> None:
-    """Begin a new run: write config.yaml, resolved, and environment.json.
+def check_unused(directory: Path) -> None:
+    """Make sure that a new run can begin here.
 
     Raises:
         InputError: if there is a run already.
@@ -36,8 +36,12 @@ def claim(directory: Path, config: DictConfig) -> None:
         raise InputError(
             f"{directory} already holds a run: choose another hydra.run.dir, or go on with it by resume={directory}"
         )
-    directory.mkdir(parents=True, exist_ok=True)
+
+
+def begin(directory: Path, config: DictConfig) -> None:
+    """Write what defines a run: config.yaml, resolved, overrides.json and environment.json."""
     OmegaConf.save(config, directory / "config.yaml", resolve=True)
+    write_json(directory / "overrides.json", list(HydraConfig.get().overrides.task))
     write_json(directory / "environment.json", environment())
 
 

@@ -27,9 +27,13 @@ class SweepTable(Callback):
 
 
 def show_last() -> None:
-    """Print the jobs of this process's sweep, if there was one, and write them to sweep.csv beside them."""
-    if _last is not None and (rows := read(_last)):
-        tables.show_rows(str(_last), rows)
+    """Print the jobs of this process's sweep, if there was one, without the settings that they share."""
+    if _last is not None and _last.is_dir() and (rows := read(_last)):
+        tables.show_rows(f"all jobs of {_last}", [{k: v for k, v in row.items() if _varies(k, rows)} for row in rows])
+
+
+def _varies(column: str, rows: list[dict[str, Any]]) -> bool:
+    return column in _COLUMNS or len(rows) == 1 or len({str(row.get(column)) for row in rows}) > 1
 
 
 def read(directory: Path) -> list[dict[str, Any]]:
@@ -39,7 +43,9 @@ def read(directory: Path) -> list[dict[str, Any]]:
     for job in jobs:
         row: dict[str, Any] = {"job": job.name}
         if (job / "overrides.json").is_file():
-            row |= dict(o.lstrip("+").split("=", 1) for o in json.loads((job / "overrides.json").read_text()))
+            row |= dict(
+                o.lstrip("+").split("=", 1) for o in json.loads((job / "overrides.json").read_text()) if "=" in o
+            )
         if (job / "metrics.json").is_file():
             metrics = json.loads((job / "metrics.json").read_text())
             row |= {name: metrics[name] for name in _COLUMNS if name in metrics}

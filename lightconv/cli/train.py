@@ -16,32 +16,33 @@ from lightconv.cli.application import instantiate
 from lightconv.data import ImageData
 from lightconv.loggers import read_metrics
 from lightconv.operators.backend import use_backend
-from lightconv.tasks import Classification
+from lightconv.tasks import Classification, check_fit
 
 _SIGTERM_STATUS = 143
 
 
-def train(config: DictConfig) -> float:
+def train(config: DictConfig) -> float | None:
     """Train, test the best weights, and write everything into the run's directory.
 
     Returns:
-        The figure that ``objective`` names, for Hydra's sweepers.
+        The figure that ``objective`` names, for Hydra's sweepers; None if the run has no such figure.
 
     Raises:
         InputError: if the configuration does not make a run.
     """
     directory = Path(HydraConfig.get().runtime.output_dir)
-    checkpoint = None
-    if config.resume is None:
-        run.claim(directory, config)
-        run.write_json(directory / "overrides.json", list(HydraConfig.get().overrides.task))
+    resuming = config.resume is not None
+    if resuming:
+        config = run.reopen(directory)
     else:
-        config, checkpoint = run.reopen(directory), run.last_checkpoint(directory)
-
+        run.check_unused(directory)
     L.seed_everything(config.seed, workers=True, verbose=False)
-    data: ImageData = instantiate(config.data)
-    task = build_task(config)
+    data, task = build_data(config), build_task(config)
+    check_fit(task.model, data.image_shape, len(data.classes), type(data).__name__)
     trainer = build_trainer(config, directory)
+    if not resuming:  # everything fits: from here on there is a run
+        run.begin(directory, config)
+    checkpoint = run.last_checkpoint(directory) if resuming else None
     with use_backend(config.backend):
         started = time.perf_counter()
         fit(trainer, task, data, checkpoint, directory)
@@ -56,7 +57,15 @@ def train(config: DictConfig) -> float:
         "seed": config.seed,
     }
     write_results(directory, task, data, figures)
-    return figures[config.objective]
+    return figures.get(config.objective)
+
+
+def build_data(config: DictConfig) -> ImageData:
+    """Build the data and read what training needs: what is missing is missed before there is a run."""
+    data: ImageData = instantiate(config.data)
+    data.prepare_data()
+    data.setup("fit")
+    return data
 
 
 def build_task(config: DictConfig) -> Classification:

@@ -1,5 +1,5 @@
 """LightningModules: what a network is trained to do."""
 
-from lightconv.tasks.classification import Classification
+from lightconv.tasks.classification import Classification, check_fit
 
-__all__ = ["Classification"]
+__all__ = ["Classification", "check_fit"]

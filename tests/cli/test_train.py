@@ -73,19 +73,11 @@ def test_an_existing_run_is_never_overwritten(lightconv, capsys):
     assert metrics(Path("runs/mine")) == before
 
 
-def test_resumes_where_a_run_stopped(lightconv):
+def test_a_moved_run_resumes_where_it_stopped(lightconv):
     lightconv("train", *SMOKE, "trainer.max_epochs=4", "hydra.run.dir=runs/whole")
-    lightconv(
-        "train",
-        *SMOKE,
-        "trainer.max_epochs=4",
-        "trainer.max_steps=5",
-        "hydra.run.dir=runs/half",
-        "+scheduler.total_steps=12",
-    )
-    assert metrics(Path("runs/half"))["epochs"] < 4
+    lightconv("train", *SMOKE, "trainer.max_epochs=2", "+scheduler.total_steps=12", "hydra.run.dir=runs/half")
     Path("runs/half").rename("runs/moved")
-    lightconv("train", "resume=runs/moved", "trainer.max_steps=-1", "trainer.enable_progress_bar=false")
+    lightconv("train", "resume=runs/moved", "trainer.max_epochs=4")
     whole, resumed = (torch.load(f"runs/{name}/weights.pt", weights_only=True) for name in ("whole", "moved"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert Path("runs/whole/metrics.csv").read_text() == Path("runs/moved/metrics.csv").read_text()
@@ -124,7 +116,7 @@ def test_a_stopped_run_leaves_a_usable_checkpoint(lightconv, tmp_path, number, s
 def test_a_sweep_prints_one_table(lightconv, capsys):
     lightconv("train", *SMOKE, "-m", "seed=0,1", "model.width=0.5,1", "hydra.sweep.dir=runs/sweep")
     printed = capsys.readouterr().out
-    table = printed[printed.rindex("runs/sweep\n") :]
+    table = printed[printed.rindex("all jobs of runs/sweep") :]
     assert table.count("\n│") == 4
     assert {metrics(Path(f"runs/sweep/{job}"))["parameters"] for job in range(4)} == {61_706, 15_738}
 
