@@ -16,7 +16,7 @@ from lightconv.errors import InputError
 from lightconv.operators import backend
 from lightconv.operators import conv2d as _conv2d
 from lightconv.operators import max_pool2d as _max_pool2d
-from lightconv.operators.geometry import convolution_window, pooling_window
+from lightconv.operators.geometry import convolution_window, pair, pooling_window
 
 Size = int | Sequence[int]
 
@@ -41,6 +41,15 @@ def activation_function(name: str) -> Callable[[Tensor], Tensor]:
     if name not in ACTIVATIONS:
         raise InputError(f"unknown activation {name!r}: choose one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
+
+
+def _kernels_wanted(*tensors: Tensor | None) -> bool:
+    return (
+        backend.wants_kernels()
+        and all(t is None or isinstance(t, Tensor) for t in tensors)
+        and tensors[0] is not None
+        and backend.transform_refusal() is None
+    )
 
 
 def conv2d(
@@ -68,16 +77,19 @@ def conv2d(
     Returns:
         One map a filter, oh = floor((h + 2 padding - dilation (r - 1) - 1) / stride) + 1 high.
     """
-    call = convolution_window(weight, stride, padding, dilation) if backend.wants_kernels() else None
+    call = convolution_window(weight, stride, padding, dilation) if _kernels_wanted(input, weight, bias) else None
     if call is None:
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     window, extra = call
     images = input.unsqueeze(0) if input.dim() == 3 else input
     if any(extra):
         images = F.pad(images, (0, extra[1], 0, extra[0]))
-    if _conv2d.refusal(images, weight, bias, window, groups) is not None:
+    filters, offsets = weight, bias
+    if torch.is_autocast_enabled(input.device.type):  # decided here by the dtypes that the kernel will see
+        images, filters, offsets = _conv2d.lowered(input.device.type, images, weight, bias)
+    if _conv2d.refusal(images, filters, offsets, window, groups) is not None:
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    output = torch.ops.lightconv.conv2d(images, weight, bias, *window, groups)
+    output = torch.ops.lightconv.conv2d(images, filters, offsets, *window, groups)
     return output.squeeze(0) if input.dim() == 3 else output
 
 
@@ -134,9 +146,12 @@ def max_pool2d(
     Returns:
         The pooled maps, or (maps, indices).
     """
-    call = pooling_window(kernel_size, stride, padding, dilation) if backend.wants_kernels() else None
+    flags = isinstance(ceil_mode, bool) and isinstance(return_indices, bool)
+    call = pooling_window(kernel_size, stride, padding, dilation) if flags and _kernels_wanted(input) else None
+    if call is None:
+        return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)  # type: ignore[call-overload]
     images = input.unsqueeze(0) if input.dim() == 3 else input
-    if call is None or _max_pool2d.refusal(images, *call, ceil_mode) is not None:
+    if _max_pool2d.refusal(images, *call, ceil_mode) is not None:
         return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)  # type: ignore[call-overload]
     kernel, window = call
     values, indices = torch.ops.lightconv.max_pool2d(images, kernel, *window, ceil_mode)
@@ -159,7 +174,8 @@ def conv_block(
     """Convolve, activate and max-pool without overlap, the repeating unit of LeNet, AlexNet and VGG.
 
     Equals ``max_pool2d(activation(conv2d(...)), pool)``. A non-decreasing activation commutes with the maximum, so it
-    is applied to the pooled map: the same values for 1 / pool**2 of the work.
+    is applied to the pooled map: the same values for 1 / pool**2 of the work. (Where rounding makes two activations
+    equal, the gradient goes to the larger input instead of the first.)
 
     Args:
         input: a batch of images, or one image.
@@ -177,7 +193,7 @@ def conv_block(
     """
     activate = activation_function(activation)
     maps = conv2d(input, weight, bias, stride, padding, dilation, groups)
-    if pool in (1, (1, 1)):
+    if pair(pool) == (1, 1):
         return activate(maps)
     if activation in _NON_DECREASING:
         return activate(max_pool2d(maps, pool))

@@ -112,6 +112,14 @@ def run_name(choices: DictConfig) -> str:
     return choices.experiment or f"{choices.model}_{choices.data}"
 
 
+def evaluated_run(run: str | None) -> str:
+    """The resolver behind the directory of an evaluation, which lies in its run."""
+    if run is None or not (Path(str(run)) / "config.yaml").is_file():
+        raise InputError(f"run={run} is not a run: name the directory that `lightconv train` wrote, as run=DIRECTORY")
+    return str(run)
+
+
+OmegaConf.register_new_resolver("evaluated_run", evaluated_run, replace=True)
 OmegaConf.register_new_resolver("run_directory", run_directory, replace=True)
 OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 

@@ -27,15 +27,17 @@ def evaluate(config: DictConfig) -> float:
     if config.split not in {"test", "validation"}:
         raise InputError(f"split={config.split}: choose test or validation")
     for name, value in config.data.items():
-        if value is not None and name in trained.data:
-            trained.data[name] = value
+        if value is None:
+            continue
+        if name not in trained.data:
+            raise InputError(f"data.{name}={value}: the run's {trained.data._target_} has no {name}")
+        trained.data[name] = value
     task, data = build_task(trained), instantiate(trained.data)
-    if config.split == "validation":
-        data.test_dataloader = data.val_dataloader
     load_weights(task, find_checkpoint(Path(config.run), config.checkpoint))
     trainer: L.Trainer = instantiate(config.trainer, logger=False, enable_checkpointing=False)
     with use_backend(config.backend):
-        trainer.test(task, data, verbose=False)
+        data.setup("test" if config.split == "test" else "validate")
+        trainer.test(task, data.test_dataloader() if config.split == "test" else data.val_dataloader(), verbose=False)
     figures = {f"{config.split}/{k.split('/')[1]}": v.item() for k, v in trainer.callback_metrics.items()}
     directory = Path(HydraConfig.get().runtime.output_dir)
     run.write_json(directory / "metrics.json", figures)

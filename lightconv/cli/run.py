@@ -1,6 +1,7 @@
 """A run's directory: claimed once, and complete enough to be understood and repeated years later."""
 
 import json
+import pickle
 import platform
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
 from lightconv.errors import InputError
 
@@ -39,9 +41,8 @@ def check_unused(directory: Path) -> None:
 
 
 def begin(directory: Path, config: DictConfig) -> None:
-    """Write what defines a run: config.yaml, resolved, overrides.json and environment.json."""
+    """Write what defines a run: config.yaml, resolved, and environment.json."""
     OmegaConf.save(config, directory / "config.yaml", resolve=True)
-    write_json(directory / "overrides.json", list(HydraConfig.get().overrides.task))
     write_json(directory / "environment.json", environment())
 
 
@@ -62,22 +63,48 @@ def reopen(directory: Path) -> DictConfig:
     return config
 
 
-def last_checkpoint(directory: Path) -> Path | None:
-    """Where a run stopped; None, so that it starts over, if it did not get through its first epoch."""
+def last_checkpoint(directory: Path, config: DictConfig) -> Path | None:
+    """Find where a run stopped, and tell a run that was moved where it is: Lightning would forget its best weights.
+
+    Returns:
+        The checkpoint; None, so that the run starts over, if it did not get through its first epoch.
+
+    Raises:
+        InputError: if the checkpoint is damaged, or beyond the epochs that are asked for.
+    """
     path = directory / "checkpoints" / "last.ckpt"
     if not path.is_file():
         return None
+    content = read_checkpoint(path)
+    if 0 <= config.trainer.max_epochs < content["epoch"]:
+        raise InputError(
+            f"{directory} is in epoch {content['epoch'] + 1} already: trainer.max_epochs={config.trainer.max_epochs} "
+            "must be at least as many"
+        )
     written_in = OmegaConf.load(directory / "config.yaml").directory
-    if written_in != str(directory.resolve()):  # Lightning would forget which weights were the best
-        content = torch.load(path, weights_only=True)
+    if written_in != str(directory.resolve()):
         content["callbacks"] = _replaced(content["callbacks"], written_in, str(directory.resolve()))
-        torch.save(content, path)
+        fresh = path.with_suffix(".new")
+        torch.save(content, fresh)
+        fresh.replace(path)
     return path
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint or a state dict, tensors and plain values only.
+
+    Raises:
+        InputError: if it is not one, or damaged.
+    """
+    try:
+        return dict(torch.load(path, weights_only=True, map_location="cpu"))
+    except (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        raise InputError(f"{path} is no checkpoint, or damaged ({type(error).__name__})") from error
 
 
 def _replaced(value: Any, old: str, new: str) -> Any:
     if isinstance(value, str):
-        return value.replace(old, new)
+        return new + value[len(old) :] if value.startswith(old) else value.replace(f"'{old}", f"'{new}")
     if isinstance(value, dict):
         return {_replaced(k, old, new): _replaced(v, old, new) for k, v in value.items()}
     return value
@@ -92,10 +119,13 @@ def load_config(directory: Path) -> DictConfig:
     path = directory / "config.yaml"
     if not path.is_file():
         raise InputError(f"{directory} is not a run: it has no config.yaml. Runs are written below runs/")
-    text = path.read_text()
-    written_in = OmegaConf.create(text).directory
-    config = OmegaConf.create(text.replace(written_in, str(directory.resolve())))  # the run may have been moved
-    assert isinstance(config, DictConfig)
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+        assert isinstance(content, dict)
+        content = _replaced(content, content["directory"], str(directory.resolve()))  # the run may have been moved
+    except (YAMLError, AssertionError, KeyError) as error:
+        raise InputError(f"{path} is damaged: {error}") from error
+    config = OmegaConf.create(content)
     OmegaConf.set_struct(config, True)
     return config
 

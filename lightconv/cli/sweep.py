@@ -33,7 +33,7 @@ def show_last() -> None:
 
 
 def _varies(column: str, rows: list[dict[str, Any]]) -> bool:
-    return column in _COLUMNS or len(rows) == 1 or len({str(row.get(column)) for row in rows}) > 1
+    return column in _COLUMNS or len(rows) == 1 or len({str(row[column]) for row in rows if column in row}) > 1
 
 
 def read(directory: Path) -> list[dict[str, Any]]:
@@ -50,6 +50,6 @@ def read(directory: Path) -> list[dict[str, Any]]:
             metrics = json.loads((job / "metrics.json").read_text())
             row |= {name: metrics[name] for name in _COLUMNS if name in metrics}
         else:
-            row["val/accuracy"] = "failed"
+            row["test/accuracy"] = "failed"
         rows.append(row)
     return rows

@@ -40,7 +40,7 @@ def show_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     columns = list(dict.fromkeys(name for row in rows for name in row))
     table = Table(title=title, title_justify="left")
     for name in columns:
-        table.add_column(name, justify="left" if any(isinstance(r.get(name), str) for r in rows) else "right")
+        table.add_column(name, justify="right", overflow="fold")
     for row in rows:
         table.add_row(*(text(row.get(name, "")) for name in columns))
     console.print(table)

@@ -14,6 +14,7 @@ from lightconv import visualize
 from lightconv.cli import run, tables
 from lightconv.cli.application import instantiate
 from lightconv.data import ImageData
+from lightconv.errors import InputError
 from lightconv.loggers import read_metrics
 from lightconv.operators.backend import use_backend
 from lightconv.tasks import Classification, check_fit
@@ -36,13 +37,15 @@ def train(config: DictConfig) -> float | None:
         config = run.reopen(directory)
     else:
         run.check_unused(directory)
+        run.write_json(directory / "overrides.json", list(HydraConfig.get().overrides.task))
+    check_settings(config)
     L.seed_everything(config.seed, workers=True, verbose=False)
     data, task = build_data(config), build_task(config)
     check_fit(task.model, data.image_shape, len(data.classes), type(data).__name__)
     trainer = build_trainer(config, directory)
     if not resuming:  # everything fits: from here on there is a run
         run.begin(directory, config)
-    checkpoint = run.last_checkpoint(directory) if resuming else None
+    checkpoint = run.last_checkpoint(directory, config) if resuming else None
     with use_backend(config.backend):
         started = time.perf_counter()
         fit(trainer, task, data, checkpoint, directory)
@@ -58,6 +61,21 @@ def train(config: DictConfig) -> float | None:
     }
     write_results(directory, task, data, figures)
     return figures.get(config.objective)
+
+
+def check_settings(config: DictConfig) -> None:
+    """Refuse what would fail later, or differently from what was meant.
+
+    Raises:
+        InputError: for a seed that is none, or more than one process.
+    """
+    if not isinstance(config.seed, int) or not 0 <= config.seed < 2**32:
+        raise InputError(f"seed={config.seed}: a seed is a whole number from 0 to {2**32 - 1}")
+    if config.trainer.devices not in {1, "1", "auto"}:
+        raise InputError(
+            f"trainer.devices={config.trainer.devices}: the command line trains in one process; for more, call "
+            "lightning.Trainer on lightconv.tasks.Classification in a script of your own"
+        )
 
 
 def build_data(config: DictConfig) -> ImageData:
@@ -101,9 +119,20 @@ def test(trainer: L.Trainer, task: Classification, data: ImageData, directory: P
     trainer.test(task, data, verbose=False)
 
 
-def load_weights(task: Classification, checkpoint: Path) -> None:
-    """Put a checkpoint's weights, and nothing else of it, into the task."""
-    task.load_state_dict(torch.load(checkpoint, weights_only=True, map_location="cpu")["state_dict"])
+def load_weights(task: Classification, path: Path) -> None:
+    """Put the weights of a checkpoint or of a weights.pt, and nothing else of it, into the task.
+
+    Raises:
+        InputError: if the file is damaged, or of another network.
+    """
+    content = run.read_checkpoint(path)
+    try:
+        if "state_dict" in content:
+            task.load_state_dict(content["state_dict"])
+        else:
+            task.model.load_state_dict(content)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"{path} does not hold the weights of this {type(task.model).__name__}: {error}") from error
 
 
 def best_validation(directory: Path) -> dict[str, float]:
@@ -115,17 +144,19 @@ def best_validation(directory: Path) -> dict[str, float]:
 
 def write_results(directory: Path, task: Classification, data: ImageData, figures: dict[str, Any]) -> None:
     """Write metrics.json, weights.pt and the pictures, and print the tables."""
-    per_class = {
-        name: {key: round(task.class_results[key][index].item(), 6) for key in ("precision", "recall", "f1")}
-        for index, name in enumerate(data.classes)
-    }
-    run.write_json(directory / "metrics.json", {**figures, "classes": per_class})
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in task.model.state_dict().items()}
     torch.save(weights, directory / "weights.pt")
     title = f"{type(task.model).__name__} on {type(data).__name__}"
     curve = visualize.learning_curve(read_metrics(directory / "metrics.csv"), title)
     curve.savefig(directory / "learning_curve.png", dpi=110)
-    confusion = visualize.confusion_matrix(task.class_results["confusion"], data.classes, f"{title}, test")
-    confusion.savefig(directory / "confusion_matrix.png", dpi=110)
-    tables.show_classes(data.classes, task.class_results)
+    per_class = {}
+    if task.class_results:  # there are none if testing was turned off
+        confusion = visualize.confusion_matrix(task.class_results["confusion"], data.classes, f"{title}, test")
+        confusion.savefig(directory / "confusion_matrix.png", dpi=110)
+        per_class = {
+            name: {key: round(task.class_results[key][index].item(), 6) for key in ("precision", "recall", "f1")}
+            for index, name in enumerate(data.classes)
+        }
+        tables.show_classes(data.classes, task.class_results)
+    run.write_json(directory / "metrics.json", {**figures, "classes": per_class})
     tables.show_figures(title, {**figures, "directory": str(directory)})

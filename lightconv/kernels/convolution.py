@@ -49,7 +49,7 @@ def _forward_kernel(
     k = (tl.program_id(1) % filter_blocks).to(INDEX) * FILTERS + tl.arange(0, FILTERS)
     pixel_in, k_in = pixel < pixels, k < filters
     pixel, k = tl.where(pixel_in, pixel, 0), group * filters + tl.where(k_in, k, 0)
-    n = pixel // (out_height * out_width)
+    n = pixel // out_width // out_height
     oh = pixel // out_width % out_height
     ow = pixel % out_width
 
@@ -93,7 +93,7 @@ def _input_gradient_kernel(
     c = (tl.program_id(1) % channel_blocks).to(INDEX) * CHANNELS + tl.arange(0, CHANNELS)
     pixel_in, c_in = pixel < pixels, c < channels
     pixel, c = tl.where(pixel_in, pixel, 0), tl.where(c_in, c, 0)
-    n = pixel // (height * width)
+    n = pixel // width // height
     h = pixel // width % height
     v = pixel % width
 
@@ -139,11 +139,12 @@ def _weight_gradient_kernel(
 
     accumulator = tl.zeros((FILTERS, TAPS), tl.float32)
     bias = tl.zeros((FILTERS,), tl.float32)
+    plane = (tl.full((), 0, INDEX) + out_height) * out_width
     for image in range(images):
         n = tl.full((), 0, INDEX) + image
-        for p0 in range(0, out_height * out_width, PIXELS):
+        for p0 in range(0, plane, PIXELS):
             p = p0 + tl.arange(0, PIXELS).to(INDEX)
-            p_in = p < out_height * out_width
+            p_in = p < plane
             p = tl.where(p_in, p, 0)
             oh, ow = p // out_width, p % out_width
             h = (oh * stride_h - padding_h)[:, None] + (r * dilation_h)[None, :]
@@ -192,7 +193,7 @@ def forward(
             height, width, *output.shape[2:], pixels, channels, filters,
             *input.stride(), *weight.stride(), 0 if bias is None else bias.stride(0), *output.stride(),
             *stride, *padding, *dilation,
-            r, s, bias is not None, index_type(input, weight, output), dot_precision(), *tile, **OPTIONS,
+            r, s, bias is not None, index_type(input, weight, output), dot_precision(output.dtype), *tile, **OPTIONS,
         )  # fmt: skip
 
 
@@ -219,7 +220,7 @@ def input_gradient(
             grad_output, weight, grad_input,
             height, width, *grad_output.shape[2:], pixels, channels, filters,
             *grad_output.stride(), *weight.stride(), *grad_input.stride(), *stride, *padding, *dilation,
-            r, s, index_type(grad_output, weight, grad_input), dot_precision(), *tile, **OPTIONS,
+            r, s, index_type(grad_output, weight, grad_input), dot_precision(weight.dtype), *tile, **OPTIONS,
         )  # fmt: skip
 
 
@@ -247,6 +248,6 @@ def weight_gradient(
             grad_output, input, grad_weight, grad_bias,
             images, height, width, *grad_output.shape[2:], channels, filters,
             *grad_output.stride(), *input.stride(), *grad_weight.stride(), *stride, *padding, *dilation,
-            r, s, grad_bias.numel() > 0, index_type(grad_output, input, grad_weight), dot_precision(), *tile,
+            r, s, grad_bias.numel() > 0, index_type(grad_output, input, grad_weight), dot_precision(input.dtype), *tile,
             **OPTIONS,
         )  # fmt: skip

@@ -27,14 +27,16 @@ def window_at(start, stride, windows, mask):
 
 def index_type(*tensors: Tensor) -> tl.dtype:
     """The narrowest integer that reaches every element: 64-bit address arithmetic costs registers."""
-    furthest = max(sum((n - 1) * abs(s) for n, s in zip(t.shape, t.stride(), strict=True)) for t in tensors)
+    reach = (sum((n - 1) * abs(s) for n, s in zip(t.shape, t.stride(), strict=True)) for t in tensors)
+    furthest = max(*reach, *(t.numel() for t in tensors))  # an expanded tensor has more elements than memory
     return tl.int64 if furthest >= 2**31 - 2**16 else tl.int32  # a block may compute, and mask, a little beyond
 
 
-def dot_precision() -> str:
-    """How float32 products are taken: in TF32 only where torch's own convolution would."""
+def dot_precision(dtype: torch.dtype) -> str:
+    """How products are taken: float32's in TF32 only where torch's own convolution would, which is not on AMD."""
     switch = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    return "tf32" if switch.fp32_precision == "tf32" else "ieee"
+    in_tf32 = dtype is torch.float32 and torch.version.hip is None and switch.fp32_precision == "tf32"
+    return "tf32" if in_tf32 else "ieee"
 
 
 def on_device(tensor: Tensor) -> AbstractContextManager[Any]:

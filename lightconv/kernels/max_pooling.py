@@ -21,10 +21,11 @@ _WARPS = 4
 def _coordinates(element, channels, height, width, CHANNELS_LAST: tl.constexpr):
     if CHANNELS_LAST:
         c, pixel = element % channels, element // channels
-        n, h, w = pixel // (height * width), pixel // width % height, pixel % width
+        n, h, w = pixel // width // height, pixel // width % height, pixel % width
     else:
         w, h = element % width, element // width % height
-        n, c = element // (width * height * channels), element // (width * height) % channels
+        plane = element // width // height  # divided step by step: the product of the sizes may not fit their type
+        n, c = plane // channels, plane % channels
     return n, c, h, w
 
 

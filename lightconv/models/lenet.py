@@ -42,6 +42,7 @@ class LeNet(nn.Module):
             raise InputError(f"LeNet needs images of at least 12x12 pixels, not {image_size}x{image_size}")
         if round(6 * width) < 1:
             raise InputError(f"width {width} leaves LeNet without filters: choose 0.2 or more")
+        self.classes = classes
         first, second, third, fourth = (round(size * width) for size in (6, 16, 120, 84))
         self.conv1 = block(channels, first, 5, padding=2, activation="relu", pool=2)
         self.conv2 = block(first, second, 5, activation="relu", pool=2)

@@ -91,6 +91,17 @@ def refusal(*tensors: Tensor | None) -> str | None:
     return None
 
 
+def transform_refusal() -> str | None:
+    """Why the operators, which know reverse mode only, cannot be part of what surrounds the call; None if they can."""
+    if torch.compiler.is_compiling():
+        return None
+    if torch.autograd.forward_ad._current_level >= 0:
+        return "forward-mode differentiation"
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "a torch.func transform"
+    return None
+
+
 def grid_refusal(*blocks: int) -> str | None:
     """Why a launch of this many blocks along an axis other than the first is impossible; None if it is not."""
     return f"more than {_MAX_BLOCKS} blocks along one axis" if max(blocks) > _MAX_BLOCKS else None

@@ -12,16 +12,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import Library, register_autograd, register_fake
+from torch.library import register_autograd, register_fake
 
 from lightconv.operators import backend
-from lightconv.operators.geometry import Pair, Window, empty_image, in_format, is_channels_last, output_sizes
+from lightconv.operators.geometry import (
+    Pair,
+    Window,
+    empty_image,
+    in_format,
+    is_channels_last,
+    is_integer,
+    output_sizes,
+)
+from lightconv.operators.library import LIBRARY
 
 if backend.TRITON:
     from lightconv.kernels import convolution
 
 _WINDOW = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups"
-LIBRARY = Library("lightconv", "FRAGMENT")
 LIBRARY.define(f"conv2d(Tensor input, Tensor weight, Tensor? bias, {_WINDOW}) -> Tensor")
 LIBRARY.define(
     "conv2d_input_gradient(Tensor grad_output, Tensor weight, SymInt[] input_shape, "
@@ -38,12 +46,15 @@ def refusal(input: Tensor, weight: Tensor, bias: Tensor | None, window: Window, 
     if input.dim() != 4 or weight.dim() != 4:
         return "not a batch of images, or not a bank of two-dimensional filters"
     filters, channels = weight.shape[:2]
+    if not is_integer(groups):
+        return "groups is not an integer"
     if groups < 1 or channels * groups != input.shape[1] or filters % groups != 0:
         return "channels, filters and groups do not fit each other"
     if bias is not None and bias.shape != (filters,):
         return "the bias does not have one value a filter"
     if min(output_sizes(input.shape[2:], weight.shape[2:], window)) < 1:
         return "the filter is larger than the image"
+    # the grids' second axes count blocks of filters or channels, never more than there are of either
     return backend.refusal(input, weight, bias) or backend.grid_refusal(filters, groups * channels)
 
 
@@ -164,7 +175,7 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, weight, _, *ctx.window = inputs
+    input, weight, _, *ctx.options = inputs
     ctx.input_shape, ctx.weight_shape = input.shape, weight.shape
     ctx.channels_last = is_channels_last(input, weight)
     needs_input, needs_weight = ctx.needs_input_grad[:2]
@@ -177,11 +188,11 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     grad_input = grad_weight = grad_bias = None
     if needs_input:
         grad_input = torch.ops.lightconv.conv2d_input_gradient(
-            grad_output, weight, ctx.input_shape, *ctx.window, ctx.channels_last
+            grad_output, weight, ctx.input_shape, *ctx.options, ctx.channels_last
         )
     if needs_weight:
         grad_weight, grad_bias = torch.ops.lightconv.conv2d_weight_gradient(
-            grad_output, input, ctx.weight_shape, *ctx.window, ctx.channels_last, needs_bias
+            grad_output, input, ctx.weight_shape, *ctx.options, ctx.channels_last, needs_bias
         )
     elif needs_bias:
         grad_bias = grad_output.sum((0, 2, 3))
@@ -189,7 +200,7 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _input_gradient_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    grad_output, weight, _, *ctx.window, ctx.channels_last = inputs
+    grad_output, weight, _, *ctx.options, ctx.channels_last = inputs
     ctx.weight_shape = weight.shape
     ctx.save_for_backward(grad_output, weight)
 
@@ -197,17 +208,17 @@ def _input_gradient_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Ten
 def _input_gradient_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     grad_output, weight = ctx.saved_tensors
     needs_grad_output, needs_weight = ctx.needs_input_grad[:2]
-    to_grad_output = torch.ops.lightconv.conv2d(grad, weight, None, *ctx.window) if needs_grad_output else None
+    to_grad_output = torch.ops.lightconv.conv2d(grad, weight, None, *ctx.options) if needs_grad_output else None
     to_weight = None
     if needs_weight:
         to_weight, _ = torch.ops.lightconv.conv2d_weight_gradient(
-            grad_output, grad, ctx.weight_shape, *ctx.window, ctx.channels_last, False
+            grad_output, grad, ctx.weight_shape, *ctx.options, ctx.channels_last, False
         )
     return to_grad_output, to_weight, None, None, None, None, None, None
 
 
 def _weight_gradient_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    grad_output, input, _, *ctx.window, ctx.channels_last, ctx.bias = inputs
+    grad_output, input, _, *ctx.options, ctx.channels_last, ctx.bias = inputs
     ctx.input_shape = input.shape
     ctx.save_for_backward(grad_output, input)
 
@@ -218,10 +229,10 @@ def _weight_gradient_backward(ctx: Any, grad: Tensor, grad_bias: Tensor) -> tupl
     to_grad_output = to_input = None
     if needs_grad_output:
         bias = grad_bias if ctx.bias else None
-        to_grad_output = torch.ops.lightconv.conv2d(input, grad, bias, *ctx.window)
+        to_grad_output = torch.ops.lightconv.conv2d(input, grad, bias, *ctx.options)
     if needs_input:
         to_input = torch.ops.lightconv.conv2d_input_gradient(
-            grad_output, grad, ctx.input_shape, *ctx.window, ctx.channels_last
+            grad_output, grad, ctx.input_shape, *ctx.options, ctx.channels_last
         )
     return to_grad_output, to_input, None, None, None, None, None, None, None
 
@@ -241,18 +252,21 @@ register_autograd(
 )
 
 
+def lowered(device: str, *tensors: Tensor | None) -> list[Any]:
+    """Cast as torch's convolution does under autocast: everything floating but float64."""
+    dtype = torch.get_autocast_dtype(device)
+    return [
+        t.to(dtype) if t is not None and t.is_floating_point() and t.dtype is not torch.float64 else t for t in tensors
+    ]
+
+
 def _register_autocast(device: str) -> None:
     # torch.library.register_autocast fixes the dtype once; torch's own convolution follows the context's
     key = f"Autocast{device.upper()}"
 
-    def lowered(tensor: Tensor | None) -> Tensor | None:
-        if tensor is None or not tensor.is_floating_point() or tensor.dtype is torch.float64:
-            return tensor
-        return tensor.to(torch.get_autocast_dtype(device))
-
     def autocast(input: Tensor, weight: Tensor, bias: Tensor | None, *window: Any) -> Tensor:
         with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))):
-            return torch.ops.lightconv.conv2d(lowered(input), lowered(weight), lowered(bias), *window)
+            return torch.ops.lightconv.conv2d(*lowered(device, input, weight, bias), *window)
 
     LIBRARY.impl("conv2d", autocast, key)
 

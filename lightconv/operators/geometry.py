@@ -18,11 +18,17 @@ class Window(NamedTuple):
     dilation: Pair
 
 
+def is_integer(value: object) -> bool:
+    """Whether torch takes this for an integer argument; it does not take a bool."""
+    return isinstance(value, int | torch.SymInt) and not isinstance(value, bool)
+
+
 def pair(value: int | Sequence[int]) -> Pair | None:
-    """Expand an int or a one-element sequence to a pair; None for what torch would refuse."""
-    if not isinstance(value, Sequence):
-        value = (value,)
-    if len(value) not in {1, 2} or not all(isinstance(v, int | torch.SymInt) for v in value):
+    """Expand an int or a one-element sequence to a pair; None for what torch might refuse or read differently."""
+    if not isinstance(value, list | tuple):
+        value = (value,)  # type: ignore[assignment]
+    assert isinstance(value, list | tuple)
+    if len(value) not in {1, 2} or not all(map(is_integer, value)):
         return None
     return (value[0], value[-1])
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.library import register_autograd, register_fake
 
 from lightconv.operators import backend
-from lightconv.operators.conv2d import LIBRARY
 from lightconv.operators.geometry import Pair, Window, empty_image, in_format, is_channels_last, output_sizes
+from lightconv.operators.library import LIBRARY
 
 if backend.TRITON:
     from lightconv.kernels import max_pooling
@@ -103,7 +103,7 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    input, *ctx.window = inputs
+    input, *ctx.options = inputs
     ctx.input_shape, ctx.channels_last = input.shape, is_channels_last(input)
     ctx.save_for_backward(output[1])
 
@@ -111,7 +111,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _backward(ctx: Any, grad_output: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     (indices,) = ctx.saved_tensors
     grad_input = torch.ops.lightconv.max_pool2d_backward(
-        grad_output, indices, ctx.input_shape, *ctx.window, ctx.channels_last
+        grad_output, indices, ctx.input_shape, *ctx.options, ctx.channels_last
     )
     return grad_input, None, None, None, None, None
 

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
-from torchmetrics import MetricCollection
+from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassConfusionMatrix,
@@ -49,7 +50,7 @@ class Classification(L.LightningModule):
     def __init__(
         self,
         model: nn.Module,
-        classes: int = 10,
+        classes: int | None = None,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = torch.optim.AdamW,
         scheduler: Callable[..., LRScheduler] | None = None,
         label_smoothing: float = 0.0,
@@ -57,6 +58,7 @@ class Classification(L.LightningModule):
         super().__init__()
         if not 0 <= label_smoothing < 1:
             raise InputError(f"label_smoothing={label_smoothing} is not between 0 and 1")
+        classes = int(classes or getattr(model, "classes", 10))
         self.model, self.classes = model, classes
         self.optimizer, self.scheduler, self.label_smoothing = optimizer, scheduler, label_smoothing
         accuracy = MulticlassAccuracy(classes, average="micro")
@@ -71,7 +73,8 @@ class Classification(L.LightningModule):
             }
         )
         self.class_results: dict[str, Tensor] = {}
-        self._losses, self._count, self._learning_rate = torch.zeros(()), 0, 0.0
+        self.mean_loss = MeanMetric()  # weighs processes by their images
+        self._training, self._evaluation, self._learning_rate = Sum(), Sum(), 0.0
         self._predictions: list[Tensor] = []
         self._targets: list[Tensor] = []
 
@@ -92,11 +95,8 @@ class Classification(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer and, if there is one, the scheduler with its length filled in."""
-        try:
-            optimizer = self.optimizer(p for p in self.parameters() if p.requires_grad)
-            return optimizer if self.scheduler is None else self._with_scheduler(optimizer, self.scheduler)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"torch refuses the optimizer or its scheduler: {error}") from error
+        optimizer = _built("optimizer", self.optimizer, (p for p in self.parameters() if p.requires_grad))
+        return optimizer if self.scheduler is None else self._with_scheduler(optimizer, self.scheduler)
 
     def _with_scheduler(self, optimizer: Optimizer, build: Callable[..., LRScheduler]) -> Any:
         given = build.keywords if isinstance(build, partial) else {}
@@ -105,7 +105,7 @@ class Classification(L.LightningModule):
         if "epochs" in given:  # OneCycleLR's other way to give its length
             length = None
         steps = {length: self.trainer.estimated_stepping_batches} if length else {}
-        scheduler = build(optimizer, **steps)
+        scheduler = _built("scheduler", build, optimizer, **steps)
         every_step = bool(steps) or isinstance(scheduler, OneCycleLR | CyclicLR)
         config = {"scheduler": scheduler, "interval": "step" if every_step else "epoch"}
         if isinstance(scheduler, ReduceLROnPlateau):
@@ -116,7 +116,7 @@ class Classification(L.LightningModule):
         """Return the loss of one batch."""
         images, labels = batch
         loss = cross_entropy(self(images), labels, label_smoothing=self.label_smoothing)
-        self._add_loss(loss.detach() * len(labels), len(labels))
+        self._training.add(loss.detach() * len(labels), len(labels))
         return loss
 
     def on_train_epoch_start(self) -> None:
@@ -125,46 +125,50 @@ class Classification(L.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Log the mean loss over the epoch."""
-        self.log_dict({"train/loss": self._mean_loss(), "lr": self._learning_rate}, sync_dist=True)
+        self.log_dict({"train/loss": self._mean(self._training), "lr": self._learning_rate}, sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what the epoch has summed up so far."""
-        checkpoint["epoch_so_far"] = {"losses": self._losses, "count": self._count, "lr": self._learning_rate}
+        checkpoint["epoch_so_far"] = {**vars(self._training), "lr": self._learning_rate}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on summing where the checkpoint stopped."""
         if so_far := checkpoint.get("epoch_so_far"):
-            self._losses, self._count, self._learning_rate = so_far["losses"], so_far["count"], so_far["lr"]
+            self._training = Sum(so_far["total"], so_far["count"])
+            self._learning_rate = so_far["lr"]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect predictions and loss."""
         self._evaluate(batch)
 
-    def on_validation_start(self) -> None:
-        """Put the training epoch's sums aside: validation comes before that epoch has ended."""
-        self._training_sums = self._losses, self._count
-        self._losses, self._count = torch.zeros((), device=self.device), 0
+    def on_validation_epoch_start(self) -> None:
+        """Forget what an interrupted validation has left."""
+        self._forget()
 
     def on_validation_epoch_end(self) -> None:
         """Log loss and accuracy."""
         predictions, targets = self._collected()
         self.validation_metrics.update(predictions, targets)
-        self.log("val/loss", self._mean_loss(), prog_bar=True, sync_dist=True)
-        self.log_dict(self.validation_metrics.compute(), prog_bar=True)
+        self.log("val/loss", self._mean(self._evaluation), prog_bar=True, sync_dist=True)
+        # already the same on every process; saying so spares a warning
+        self.log_dict(self.validation_metrics.compute(), prog_bar=True, sync_dist=True)
         self.validation_metrics.reset()
-        self._losses, self._count = self._training_sums
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect predictions and loss."""
         self._evaluate(batch)
+
+    def on_test_epoch_start(self) -> None:
+        """Forget what an interrupted test has left."""
+        self._forget()
 
     def on_test_epoch_end(self) -> None:
         """Log loss and accuracy, and keep the figures of each class in ``class_results``."""
         predictions, targets = self._collected()
         self.test_metrics.update(predictions, targets)
         self.class_metrics.update(predictions, targets)
-        self.log("test/loss", self._mean_loss(), sync_dist=True)
-        self.log_dict(self.test_metrics.compute())
+        self.log("test/loss", self._mean(self._evaluation), sync_dist=True)
+        self.log_dict(self.test_metrics.compute(), sync_dist=True)
         self.class_results = {name: values.cpu() for name, values in self.class_metrics.compute().items()}
         self.test_metrics.reset()
         self.class_metrics.reset()
@@ -176,24 +180,47 @@ class Classification(L.LightningModule):
     def _evaluate(self, batch: Batch) -> None:
         images, labels = batch
         logits = self(images)
-        self._add_loss(cross_entropy(logits, labels, reduction="sum"), len(labels))
+        self._evaluation.add(cross_entropy(logits, labels, reduction="sum"), len(labels))
         self._predictions.append(logits.argmax(1))
         self._targets.append(labels)
 
-    def _add_loss(self, loss: Tensor, count: int) -> None:
-        self._losses = self._losses.to(loss.device) + loss
-        self._count += count
-
-    def _mean_loss(self) -> Tensor:
-        mean = self._losses / max(self._count, 1)
-        self._losses, self._count = torch.zeros_like(self._losses), 0
+    def _mean(self, losses: "Sum") -> Tensor:
+        self.mean_loss.update(losses.total / max(losses.count, 1), weight=losses.count)
+        mean = self.mean_loss.compute()
+        self.mean_loss.reset()
+        losses.total, losses.count = 0.0, 0
         return mean
+
+    def _forget(self) -> None:
+        self._evaluation = Sum()
+        self._predictions.clear()
+        self._targets.clear()
 
     def _collected(self) -> tuple[Tensor, Tensor]:
         predictions, targets = torch.cat(self._predictions), torch.cat(self._targets)
         self._predictions.clear()
         self._targets.clear()
         return predictions, targets
+
+
+def _built(part: str, build: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    try:
+        return build(*args, **kwargs)
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise InputError(f"torch refuses the {part}: {error}") from error
+
+
+@dataclass
+class Sum:
+    """A running sum of losses, on whatever device they come from, and how many they are."""
+
+    total: Tensor | float = 0.0
+    count: int = 0
+
+    def add(self, loss: Tensor, count: int) -> None:
+        """Add the losses of ``count`` images."""
+        self.total = loss + self.total
+        self.count += count
 
 
 def check_fit(model: nn.Module, image_shape: tuple[int, int, int], classes: int, name: str = "the data") -> None:
@@ -209,7 +236,7 @@ def check_fit(model: nn.Module, image_shape: tuple[int, int, int], classes: int,
         InputError: if it cannot take such an image or does not answer with one logit a class.
     """
     shape = " x ".join(map(str, image_shape))
-    parameter = next(model.parameters())
+    parameter = next(model.parameters(), torch.empty(0))
     training = model.training
     try:
         with torch.no_grad():

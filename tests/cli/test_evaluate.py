@@ -38,6 +38,8 @@ def test_evaluates_the_validation_part_and_the_last_weights(trained):
         (["run=runs/other"], ["runs/other", "not a run"]),
         (["run=runs/mine", "checkpoint=middle"], ["checkpoint=middle", "best, last"]),
         (["run=runs/mine", "split=train"], ["test or validation"]),
+        (["run=runs/mine", "data.root=elsewhere"], ["data.root=elsewhere", "has no root"]),
+        (["run=runs/mine", "checkpoint=runs/mine/metrics.csv"], ["no checkpoint"]),
     ],
 )
 def test_mistakes_are_told(trained, capsys, arguments, words):
@@ -47,3 +49,10 @@ def test_mistakes_are_told(trained, capsys, arguments, words):
     assert "error: " in message
     for word in words:
         assert word in message
+    assert not Path("runs/other").exists()
+
+
+def test_evaluates_plain_weights(trained):
+    trained("evaluate", "run=runs/mine", "checkpoint=runs/mine/weights.pt")
+    (evaluation,) = evaluations()
+    assert metrics(evaluation)["test/accuracy"] == pytest.approx(metrics(Path("runs/mine"))["test/accuracy"])

@@ -84,6 +84,29 @@ def test_a_moved_run_resumes_where_it_stopped(lightconv):
     assert not Path("runs/half").exists()
 
 
+def test_a_resumed_run_cannot_go_back(lightconv, capsys):
+    lightconv("train", *SMOKE, "trainer.max_epochs=3", "hydra.run.dir=runs/mine")
+    with pytest.raises(SystemExit, match="2"):
+        lightconv("train", "resume=runs/mine", "trainer.max_epochs=1")
+    assert "is in epoch 3 already" in capsys.readouterr().err
+    path = Path("runs/mine/checkpoints/last.ckpt")
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(SystemExit, match="2"):
+        lightconv("train", "resume=runs/mine")
+    assert "damaged" in capsys.readouterr().err
+
+
+def test_testing_can_be_turned_off(lightconv):
+    lightconv("train", *SMOKE, "trainer.limit_test_batches=0", "hydra.run.dir=runs/mine")
+    assert Path("runs/mine/weights.pt").is_file()
+    assert "test/accuracy" not in metrics(Path("runs/mine"))
+
+
+def test_a_model_can_learn_a_batch_by_heart(lightconv):
+    lightconv("train", "debug=overfit", "trainer.enable_progress_bar=false", "hydra.run.dir=runs/mine")
+    assert read_metrics("runs/mine/metrics.csv")[-1]["train/loss"] < 0.01
+
+
 def test_a_resumed_run_keeps_its_groups(lightconv, capsys):
     lightconv("train", *SMOKE, "hydra.run.dir=runs/mine")
     with pytest.raises(SystemExit, match="2"):
@@ -111,6 +134,9 @@ def test_a_stopped_run_leaves_a_usable_checkpoint(lightconv, tmp_path, number, s
     done = torch.load("runs/mine/checkpoints/last.ckpt", weights_only=True)["epoch"]
     lightconv("train", "resume=runs/mine", f"trainer.max_epochs={done + 2}")
     assert metrics(Path("runs/mine"))["epochs"] == done + 2
+    rows = read_metrics("runs/mine/metrics.csv")
+    assert [row["step"] for row in rows] == [20 * (row["epoch"] + 1) - 1 for row in rows]  # no step was lost
+    assert all({"train/loss", "val/loss", "val/accuracy"} <= row.keys() for row in rows)
 
 
 def test_a_sweep_prints_one_table(lightconv, capsys):
@@ -146,6 +172,9 @@ def test_a_sweep_with_a_failed_job_still_shows_the_others(lightconv, capsys):
         (["scheduler=step", "~scheduler.step_size"], ["torch refuses", "step_size"]),
         (["optimizer._target_=torch.optim.Adamm"], ["torch.optim.Adamm"]),
         (["data.batch_size=0"], ["batch_size=0"]),
+        (["seed=-1"], ["seed=-1", "from 0"]),
+        (["seed=abc"], ["seed=abc"]),
+        (["trainer.devices=2"], ["one process"]),
         (["trainer.max_epochs"], ["trainer.max_epochs"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) and "=" in value[0] else "",

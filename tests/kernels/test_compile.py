@@ -96,6 +96,5 @@ def test_max_pooling(arch, dtype, channels_last):
     constants = {"R": 3, "S": 3, "CHANNELS_LAST": channels_last, "INDEX": tl.int32, "BLOCK": 1024}
     pointers = {"x": None, "y": None, "g": None, "dx": None, "index": "i64"}
     for kernel in (max_pooling._forward_kernel, max_pooling._backward_kernel):
-        _, stack, sass = resources(compile_kernel(kernel, pointers, constants, arch, dtype, {"num_warps": 4}))
+        _, stack, _ = resources(compile_kernel(kernel, pointers, constants, arch, dtype, {"num_warps": 4}))
         assert stack == 0, f"{stack} bytes spilled"
-        assert "DADD" not in sass

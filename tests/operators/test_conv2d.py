@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -249,6 +251,16 @@ def test_autocast_lowers_as_torch_does(device, kernels, dtype):
         assert_same(lc.functional.conv2d(x, w, b), F.conv2d(x, w, b))
 
 
+def test_the_second_layer_under_autocast_is_served_by_a_kernel_too(kernels, monkeypatch):
+    launched = []
+    real = operator.convolution.forward
+    monkeypatch.setattr(operator.convolution, "forward", lambda *a: (launched.append(a[1].dtype), real(*a)))
+    x, w = torch.randn(1, 3, 6, 6), torch.randn(3, 3, 3, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        lc.functional.conv2d(lc.functional.conv2d(x, w), w)
+    assert launched == [torch.bfloat16] * 2
+
+
 def test_weights_are_trained_in_float32_under_autocast(kernels):
     weight = torch.randn(4, 3, 3, 3, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
@@ -273,12 +285,10 @@ def test_compiles_without_a_graph_break(name):
 
 @pytest.mark.parametrize("name", ["triton", "auto"])
 def test_exports(name):
-    class Model(lc.nn.Conv2d):
-        pass
-
-    x = torch.randn(2, 3, 6, 6)
+    x, model = torch.randn(2, 3, 6, 6), lc.nn.Conv2d(3, 4, 3).eval()
     with lc.use_backend(name):
-        program = torch.export.export(Model(3, 4, 3).eval(), (x,))
+        program = torch.export.export(model, (x,))
+    torch.testing.assert_close(program.module()(x), F.conv2d(x, model.weight, model.bias))
     targets = {str(node.target) for node in program.graph.nodes}
     assert ("lightconv.conv2d.default" in targets) == (name == "triton")
 
@@ -294,6 +304,41 @@ def test_reaches_beyond_32_bits(kernels):
     near = storage.as_strided((2, 1, 4, 4), (16, 16, 4, 1))
     assert str(operator.convolution.index_type(near)) == "int32"
     assert str(operator.convolution.index_type(x)) == "int64"
+
+
+def test_forward_mode_and_torch_func_agree_with_torch(kernels):
+    x, w = torch.randn(2, 3, 6, 6), torch.randn(4, 3, 3, 3)
+    for ours, torchs in (
+        (lambda w: lc.functional.conv2d(x, w), lambda w: F.conv2d(x, w)),
+        (lambda w: lc.functional.max_pool2d(w, 2), lambda w: F.max_pool2d(w, 2)),
+    ):
+        assert_same(
+            torch.func.jvp(ours, (w,), (torch.ones_like(w),)), torch.func.jvp(torchs, (w,), (torch.ones_like(w),))
+        )
+        assert_same(torch.func.grad(lambda w: ours(w).sum())(w), torch.func.grad(lambda w: torchs(w).sum())(w))  # noqa: B023
+        assert_same(torch.func.vmap(ours)(w[None]), torch.func.vmap(torchs)(w[None]))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(w, torch.ones_like(w))
+        assert torch.autograd.forward_ad.unpack_dual(lc.functional.conv2d(x, dual)).tangent is not None
+
+
+@pytest.mark.parametrize("name", ["auto", "triton"])
+def test_unusual_arguments_are_taken_or_refused_as_torch_does(name):
+    x, w = torch.randn(1, 3, 6, 6), torch.randn(4, 3, 3, 3)
+    for change in (
+        {"padding": True}, {"padding": range(1, 3)}, {"padding": torch.Size([1, 1])}, {"groups": True}, {"groups": 1.0},
+        {"groups": (1,)}, {"stride": [2]}, {"stride": ()}, {"input": None}, {"input": [1]}, {"weight": None},
+        {"bias": [1]},
+    ):  # fmt: skip
+        call = {"input": x, "weight": w, "bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1} | change
+        with lc.use_backend(name):
+            ours = error_of(lc.functional.conv2d, *call.values())
+        assert ours == error_of(F.conv2d, *call.values()), change
+
+
+def test_no_kernel_uses_atomics():
+    sources = Path(operator.convolution.__file__).parent.glob("*.py")
+    assert not any("tl.atomic" in source.read_text() for source in sources)
 
 
 def test_same_bits_twice(device, kernels):

@@ -118,6 +118,26 @@ def test_ties_nan_and_minus_infinity(device, kernels, window, value, index):
     assert indices.item() == index
 
 
+def test_indices_of_a_plane_beyond_32_bits(kernels):
+    side = 50_000  # one element of memory, expanded
+    x = torch.zeros(1).expand(1, 1, side, side)
+    ours, torchs = ours_and_torchs("max_pool2d", x, 1, side - 1, return_indices=True)
+    assert_same(ours, torchs, exactly=True)
+
+
+def test_traces_symbolically_under_auto():
+    traced = torch.fx.symbolic_trace(torch.nn.Sequential(lc.nn.MaxPool2d(2), lc.nn.ConvBlock(1, 2, 3, pool=2)))
+    x = torch.randn(1, 1, 12, 12)
+    assert traced(x).shape == (1, 2, 2, 2)
+
+
+@pytest.mark.parametrize("change", [{"ceil_mode": None}, {"ceil_mode": 1}, {"kernel_size": True}, {"input": None}])
+def test_unusual_arguments_are_taken_or_refused_as_torch_does(kernels, change):
+    call = {"input": torch.zeros(1, 1, 4, 4), "kernel_size": 2, "stride": 2, "padding": 0, "dilation": 1} | change
+    call.setdefault("ceil_mode", False)
+    assert error_of(lc.functional.max_pool2d, *call.values()) == error_of(F.max_pool2d, *call.values())
+
+
 def test_empty_batch(kernels):
     ours, torchs = ours_and_torchs("max_pool2d", torch.randn(0, 3, 6, 6), 2)
     assert_same(ours, torchs)

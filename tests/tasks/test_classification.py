@@ -1,4 +1,5 @@
 import math
+import signal
 from functools import partial
 
 import lightning as L
@@ -9,7 +10,7 @@ from torch import nn
 from torch.optim import SGD, lr_scheduler
 
 import lightconv as lc
-from lightconv.callbacks import RandomState
+from lightconv.callbacks import GracefulStop, RandomState
 from lightconv.errors import InputError
 from lightconv.models import LeNet
 from lightconv.tasks import Classification
@@ -99,6 +100,29 @@ def test_lightnings_own_epoch_checkpoints_resume_to_the_same_bits(tmp_path, opti
     resumed = task(WithDropout())
     fit(resumed, epochs=3, ckpt_path=tmp_path / "epoch=0.ckpt")
     assert_bitwise_equal(whole, resumed)
+
+
+def test_ctrl_c_in_the_middle_of_a_step_waits_for_its_end(tmp_path):
+    class CtrlC(L.Callback):
+        def on_before_backward(self, trainer, *_):
+            if trainer.global_step == 9:  # the last step of the second epoch
+                signal.raise_signal(signal.SIGINT)
+
+    last = ModelCheckpoint(tmp_path, filename="last", save_on_exception=True)
+    whole = task(WithDropout())
+    fit(whole, epochs=3)
+    with pytest.raises(SystemExit):
+        fit(task(WithDropout()), epochs=3, callbacks=[GracefulStop(), CtrlC(), last])
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning leaves it ignored
+    resumed = task(WithDropout())
+    trainer = fit(resumed, epochs=3, ckpt_path=tmp_path / "last.ckpt")
+    assert trainer.global_step == 15
+    assert_bitwise_equal(whole, resumed)
+
+
+def test_counts_the_models_own_classes():
+    assert Classification(LeNet(classes=7)).classes == 7
+    assert Classification(nn.Flatten()).classes == 10
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not():

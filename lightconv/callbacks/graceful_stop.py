@@ -1,0 +1,46 @@
+"""Ctrl-C between two steps instead of in the middle of one."""
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+import lightning as L
+
+
+class GracefulStop(L.Callback):
+    """Let Ctrl-C wait for the end of the training step, so that what is saved then resumes bit for bit.
+
+    A second Ctrl-C stops at once. Lightning treats SIGTERM like this by itself.
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._previous: Any = None
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take Ctrl-C over; only the main thread may."""
+        if threading.current_thread() is threading.main_thread():
+            self._asked = False
+            self._previous = signal.signal(signal.SIGINT, self._ask)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        """Stop here if asked to."""
+        if self._asked:
+            self._give_back()
+            raise KeyboardInterrupt
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Give Ctrl-C back."""
+        self._give_back()
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self._asked:
+            self._give_back()
+            raise KeyboardInterrupt
+        self._asked = True
+
+    def _give_back(self) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+            self._previous = None
