@@ -43,11 +43,10 @@ def activation_function(name: str) -> Callable[[Tensor], Tensor]:
     return ACTIVATIONS[name]
 
 
-def _kernels_wanted(*tensors: Tensor | None) -> bool:
+def _kernels_wanted(*tensors: Tensor) -> bool:
     return (
         backend.wants_kernels()
-        and all(t is None or isinstance(t, Tensor) for t in tensors)
-        and tensors[0] is not None
+        and all(isinstance(tensor, Tensor) for tensor in tensors)
         and backend.transform_refusal() is None
     )
 
@@ -77,7 +76,8 @@ def conv2d(
     Returns:
         One map a filter, oh = floor((h + 2 padding - dilation (r - 1) - 1) / stride) + 1 high.
     """
-    call = convolution_window(weight, stride, padding, dilation) if _kernels_wanted(input, weight, bias) else None
+    tensors = (input, weight) if bias is None else (input, weight, bias)
+    call = convolution_window(weight, stride, padding, dilation) if _kernels_wanted(*tensors) else None
     if call is None:
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     window, extra = call

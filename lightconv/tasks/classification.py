@@ -58,7 +58,8 @@ class Classification(L.LightningModule):
         super().__init__()
         if not 0 <= label_smoothing < 1:
             raise InputError(f"label_smoothing={label_smoothing} is not between 0 and 1")
-        classes = int(classes or getattr(model, "classes", 10))
+        classes = getattr(model, "classes", 10) if classes is None else classes
+        assert isinstance(classes, int)
         self.model, self.classes = model, classes
         self.optimizer, self.scheduler, self.label_smoothing = optimizer, scheduler, label_smoothing
         accuracy = MulticlassAccuracy(classes, average="micro")
