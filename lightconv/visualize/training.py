@@ -18,7 +18,7 @@ def learning_curve(rows: Sequence[dict[str, float]], title: str = "") -> Figure:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     losses, accuracy = figure.subplots(1, 2)
     for axes, name, label in (
-        (losses, "train/loss", "training"),
+        (losses, "train/loss", "training, as optimised"),
         (losses, "val/loss", "validation"),
         (accuracy, "val/accuracy", "validation"),
     ):
