@@ -51,6 +51,10 @@ def _kernels_wanted(*tensors: Tensor) -> bool:
     )
 
 
+def _batched(input: Tensor) -> Tensor:
+    return input.unsqueeze(0) if input.dim() == 3 else input
+
+
 def conv2d(
     input: Shaped[Tensor, "*n channels h w"],
     weight: Shaped[Tensor, "filters channels_a_group r s"],
@@ -81,7 +85,7 @@ def conv2d(
     if call is None:
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     window, extra = call
-    images = input.unsqueeze(0) if input.dim() == 3 else input
+    images = _batched(input)
     if any(extra):
         images = F.pad(images, (0, extra[1], 0, extra[0]))
     filters, offsets = weight, bias
@@ -148,10 +152,7 @@ def max_pool2d(
     """
     flags = isinstance(ceil_mode, bool) and isinstance(return_indices, bool)
     call = pooling_window(kernel_size, stride, padding, dilation) if flags and _kernels_wanted(input) else None
-    if call is None:
-        return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)  # type: ignore[call-overload]
-    images = input.unsqueeze(0) if input.dim() == 3 else input
-    if _max_pool2d.refusal(images, *call, ceil_mode) is not None:
+    if call is None or _max_pool2d.refusal(images := _batched(input), *call, ceil_mode) is not None:
         return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)  # type: ignore[call-overload]
     kernel, window = call
     values, indices = torch.ops.lightconv.max_pool2d(images, kernel, *window, ceil_mode)

@@ -17,7 +17,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lightconv.cli import sweep
+from lightconv.cli import run, sweep
 from lightconv.errors import InputError
 
 
@@ -99,12 +99,7 @@ def instantiate(config: Any, *args: Any, **kwargs: Any) -> Any:
 
 def run_directory(resume: str | None, fresh: str) -> str:
     """The resolver behind ``hydra.run.dir``: a resumed run goes on where it was."""
-    if resume is None:
-        return fresh
-    run = Path(str(resume))
-    if not (run / "config.yaml").is_file():
-        raise InputError(f"resume={run}: no run is there (no config.yaml); name the directory that the run wrote")
-    return str(run)
+    return fresh if resume is None else str(run.existing(resume, "resume"))
 
 
 def run_name(choices: DictConfig) -> str:
@@ -112,11 +107,9 @@ def run_name(choices: DictConfig) -> str:
     return choices.experiment or f"{choices.model}_{choices.data}"
 
 
-def evaluated_run(run: str | None) -> str:
+def evaluated_run(directory: str | None) -> str:
     """The resolver behind the directory of an evaluation, which lies in its run."""
-    if run is None or not (Path(str(run)) / "config.yaml").is_file():
-        raise InputError(f"run={run} is not a run: name the directory that `lightconv train` wrote, as run=DIRECTORY")
-    return str(run)
+    return str(run.existing(directory, "run"))
 
 
 OmegaConf.register_new_resolver("evaluated_run", evaluated_run, replace=True)

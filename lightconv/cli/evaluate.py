@@ -6,10 +6,9 @@ import lightning as L
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from lightconv import visualize
 from lightconv.cli import run, tables
 from lightconv.cli.application import instantiate
-from lightconv.cli.train import build_task, load_weights
+from lightconv.cli.train import build_task, load_weights, show_classes
 from lightconv.errors import InputError
 from lightconv.operators.backend import use_backend
 
@@ -23,7 +22,7 @@ def evaluate(config: DictConfig) -> float:
     Raises:
         InputError: if there is no such run, checkpoint or split.
     """
-    trained = run.load_config(Path(config.run))
+    trained = run.load_config(run.existing(config.run, "run"))
     if config.split not in {"test", "validation"}:
         raise InputError(f"split={config.split}: choose test or validation")
     for name, value in config.data.items():
@@ -42,9 +41,7 @@ def evaluate(config: DictConfig) -> float:
     directory = Path(HydraConfig.get().runtime.output_dir)
     run.write_json(directory / "metrics.json", figures)
     title = f"{type(task.model).__name__} on {type(data).__name__}, {config.split}"
-    confusion = visualize.confusion_matrix(task.class_results["confusion"], data.classes, title)
-    confusion.savefig(directory / "confusion_matrix.png", dpi=110)
-    tables.show_classes(data.classes, task.class_results)
+    show_classes(directory, task, data, title)
     tables.show_figures(title, {**figures, "directory": str(directory)})
     return figures[f"{config.split}/accuracy"]
 

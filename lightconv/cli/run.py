@@ -28,6 +28,20 @@ _PACKAGES = (
 )
 
 
+def existing(directory: str | Path | None, setting: str) -> Path:
+    """The directory of a run that a setting names.
+
+    Raises:
+        InputError: if there is no run.
+    """
+    if directory is None or not (Path(directory) / "config.yaml").is_file():
+        raise InputError(
+            f"{setting}={directory} is not a run, no run is there (no config.yaml): name the directory that "
+            "`lightconv train` wrote"
+        )
+    return Path(directory)
+
+
 def check_unused(directory: Path) -> None:
     """Make sure that a new run can begin here.
 
@@ -104,21 +118,19 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def _replaced(value: Any, old: str, new: str) -> Any:
     if isinstance(value, str):
-        return new + value[len(old) :] if value.startswith(old) else value.replace(f"'{old}", f"'{new}")
+        return new + value[len(old) :] if value.startswith(old) else value
     if isinstance(value, dict):
         return {_replaced(k, old, new): _replaced(v, old, new) for k, v in value.items()}
     return value
 
 
 def load_config(directory: Path) -> DictConfig:
-    """Read the resolved configuration of a run.
+    """Read the resolved configuration of an existing run.
 
     Raises:
-        InputError: if there is none.
+        InputError: if it is damaged.
     """
     path = directory / "config.yaml"
-    if not path.is_file():
-        raise InputError(f"{directory} is not a run: it has no config.yaml. Runs are written below runs/")
     try:
         content = OmegaConf.to_container(OmegaConf.load(path))
         assert isinstance(content, dict)

@@ -17,7 +17,7 @@ from lightconv.data import ImageData
 from lightconv.errors import InputError
 from lightconv.loggers import read_metrics
 from lightconv.operators.backend import use_backend
-from lightconv.tasks import Classification, check_fit
+from lightconv.tasks import Classification
 
 _SIGTERM_STATUS = 143
 
@@ -41,7 +41,7 @@ def train(config: DictConfig) -> float | None:
     check_settings(config)
     L.seed_everything(config.seed, workers=True, verbose=False)
     data, task = build_data(config), build_task(config)
-    check_fit(task.model, data.image_shape, len(data.classes), type(data).__name__)
+    task.check_fit(data)
     trainer = build_trainer(config, directory)
     if not resuming:  # everything fits: from here on there is a run
         run.begin(directory, config)
@@ -151,12 +151,17 @@ def write_results(directory: Path, task: Classification, data: ImageData, figure
     curve.savefig(directory / "learning_curve.png", dpi=110)
     per_class = {}
     if task.class_results:  # there are none if testing was turned off
-        confusion = visualize.confusion_matrix(task.class_results["confusion"], data.classes, f"{title}, test")
-        confusion.savefig(directory / "confusion_matrix.png", dpi=110)
+        show_classes(directory, task, data, f"{title}, test")
         per_class = {
             name: {key: round(task.class_results[key][index].item(), 6) for key in ("precision", "recall", "f1")}
             for index, name in enumerate(data.classes)
         }
-        tables.show_classes(data.classes, task.class_results)
     run.write_json(directory / "metrics.json", {**figures, "classes": per_class})
     tables.show_figures(title, {**figures, "directory": str(directory)})
+
+
+def show_classes(directory: Path, task: Classification, data: ImageData, title: str) -> None:
+    """Draw the confusion matrix of the last test, and print its figures of each class."""
+    confusion = visualize.confusion_matrix(task.class_results["confusion"], data.classes, title)
+    confusion.savefig(directory / "confusion_matrix.png", dpi=110)
+    tables.show_classes(data.classes, task.class_results)

@@ -84,15 +84,26 @@ class Classification(L.LightningModule):
         return self.model(images)
 
     def setup(self, stage: str) -> None:
-        """Try the model on one blank image, so that a misfit is an error before the first batch."""
+        """Check the model against the data, where these say what they are."""
         data: Any = getattr(self.trainer, "datamodule", None)
         if hasattr(data, "image_shape") and hasattr(data, "classes"):
-            check_fit(self.model, data.image_shape, len(data.classes), type(data).__name__)
-            if len(data.classes) != self.classes:
-                raise InputError(
-                    f"{type(data).__name__} has {len(data.classes)} classes, the task counts {self.classes}: "
-                    f"set task.classes={len(data.classes)}"
-                )
+            self.check_fit(data)
+
+    def check_fit(self, data: Any) -> None:
+        """Try the model on one blank image, so that a misfit is an error before the first batch.
+
+        Args:
+            data: names its ``classes`` and the ``image_shape``, as ImageData does.
+
+        Raises:
+            InputError: if the model cannot take such an image, or does not answer with one logit a class.
+        """
+        name, classes = type(data).__name__, len(data.classes)
+        _check_model(self.model, data.image_shape, classes, name)
+        if classes != self.classes:
+            raise InputError(
+                f"{name} has {classes} classes, the task counts {self.classes}: set task.classes={classes}"
+            )
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer and, if there is one, the scheduler with its length filled in."""
@@ -224,18 +235,7 @@ class Sum:
         self.count += count
 
 
-def check_fit(model: nn.Module, image_shape: tuple[int, int, int], classes: int, name: str = "the data") -> None:
-    """Try a model on a blank image.
-
-    Args:
-        model: the network.
-        image_shape: (channels, height, width) of the images.
-        classes: number of classes.
-        name: of the data, for the message.
-
-    Raises:
-        InputError: if it cannot take such an image or does not answer with one logit a class.
-    """
+def _check_model(model: nn.Module, image_shape: tuple[int, int, int], classes: int, name: str) -> None:
     shape = " x ".join(map(str, image_shape))
     parameter = next(model.parameters(), torch.empty(0))
     training = model.training
