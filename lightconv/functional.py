@@ -15,21 +15,13 @@ from torch import Tensor
 from lightconv.errors import InputError
 from lightconv.operators import backend
 from lightconv.operators import conv2d as _conv2d
+from lightconv.operators import conv_block as _conv_block
 from lightconv.operators import max_pool2d as _max_pool2d
 from lightconv.operators.geometry import convolution_window, pair, pooling_window
 
 Size = int | Sequence[int]
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "identity": lambda x: x,
-    "relu": F.relu,
-    "leaky_relu": F.leaky_relu,
-    "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
-    "gelu": F.gelu,
-    "silu": F.silu,
-}
-_NON_DECREASING = {"identity", "relu", "leaky_relu", "tanh", "sigmoid"}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = _conv_block.NON_DECREASING | {"gelu": F.gelu, "silu": F.silu}
 
 
 def activation_function(name: str) -> Callable[[Tensor], Tensor]:
@@ -45,14 +37,25 @@ def activation_function(name: str) -> Callable[[Tensor], Tensor]:
 
 def _kernels_wanted(*tensors: Tensor) -> bool:
     return (
-        backend.wants_kernels()
-        and all(isinstance(tensor, Tensor) for tensor in tensors)
+        all(isinstance(tensor, Tensor) for tensor in tensors)
+        and backend.wants_kernels(tensors[0].device.type)
         and backend.transform_refusal() is None
     )
 
 
 def _batched(input: Tensor) -> Tensor:
     return input.unsqueeze(0) if input.dim() == 3 else input
+
+
+def _prepared(input: Tensor, weight: Tensor, bias: Tensor | None, extra: Sequence[int]) -> list[Any]:
+    """Images, filters and bias as the kernel will see them, by whose dtypes it is chosen."""
+    images = _batched(input)
+    if any(extra):
+        images = F.pad(images, (0, extra[1], 0, extra[0]))
+    device = input.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return _conv2d.lowered(device, images, weight, bias)
+    return [images, weight, bias]
 
 
 def conv2d(
@@ -85,13 +88,8 @@ def conv2d(
     if call is None:
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     window, extra = call
-    images = _batched(input)
-    if any(extra):
-        images = F.pad(images, (0, extra[1], 0, extra[0]))
-    filters, offsets = weight, bias
-    if torch.is_autocast_enabled(input.device.type):  # decided here by the dtypes that the kernel will see
-        images, filters, offsets = _conv2d.lowered(input.device.type, images, weight, bias)
-    if _conv2d.refusal(images, filters, offsets, window, groups) is not None:
+    images, filters, offsets = _prepared(input, weight, bias, extra)
+    if not _conv2d.choice(images, filters, offsets, window, groups).kernel:
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     output = torch.ops.lightconv.conv2d(images, filters, offsets, *window, groups)
     return output.squeeze(0) if input.dim() == 3 else output
@@ -152,13 +150,15 @@ def max_pool2d(
     """
     flags = isinstance(ceil_mode, bool) and isinstance(return_indices, bool)
     call = pooling_window(kernel_size, stride, padding, dilation) if flags and _kernels_wanted(input) else None
-    if call is None or _max_pool2d.refusal(images := _batched(input), *call, ceil_mode) is not None:
+    if call is None or not _max_pool2d.choice(images := _batched(input), *call, ceil_mode, return_indices).kernel:
         return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)  # type: ignore[call-overload]
     kernel, window = call
-    values, indices = torch.ops.lightconv.max_pool2d(images, kernel, *window, ceil_mode)
+    # nobody sees positions in the window: they are what backward keeps, where they fit a byte
+    as_indices = return_indices or kernel[0] * kernel[1] > _max_pool2d.MAX_POSITIONS
+    values, where = torch.ops.lightconv.max_pool2d(images, kernel, *window, ceil_mode, as_indices)
     if input.dim() == 3:
-        values, indices = values.squeeze(0), indices.squeeze(0)
-    return (values, indices) if return_indices else values
+        values, where = values.squeeze(0), where.squeeze(0)
+    return (values, where) if return_indices else values
 
 
 def conv_block(
@@ -176,7 +176,8 @@ def conv_block(
 
     Equals ``max_pool2d(activation(conv2d(...)), pool)``. A non-decreasing activation commutes with the maximum, so it
     is applied to the pooled map: the same values for 1 / pool**2 of the work. (Where rounding makes two activations
-    equal, the gradient goes to the larger input instead of the first.)
+    equal, the gradient goes to the larger input instead of the first.) One kernel computes the whole block where it
+    can: see `lightconv.operators.conv_block.refusal` for where it cannot.
 
     Args:
         input: a batch of images, or one image.
@@ -193,9 +194,22 @@ def conv_block(
         InputError: for an unknown activation.
     """
     activate = activation_function(activation)
+    size = pair(pool)
+    if activation == "identity" and size == (1, 1):
+        return conv2d(input, weight, bias, stride, padding, dilation, groups)
+    tensors = (input, weight) if bias is None else (input, weight, bias)
+    wanted = size is not None and min(size) > 0 and _kernels_wanted(*tensors)
+    call = convolution_window(weight, stride, padding, dilation) if wanted else None
+    if call is not None:
+        assert size is not None
+        window, extra = call
+        images, filters, offsets = _prepared(input, weight, bias, extra)
+        if _conv_block.choice(images, filters, offsets, window, groups, activation, size).kernel:
+            output, _ = torch.ops.lightconv.conv_block(images, filters, offsets, *window, groups, activation, size)
+            return output.squeeze(0) if input.dim() == 3 else output
     maps = conv2d(input, weight, bias, stride, padding, dilation, groups)
-    if pair(pool) == (1, 1):
+    if size == (1, 1):
         return activate(maps)
-    if activation in _NON_DECREASING:
+    if activation in _conv_block.NON_DECREASING:
         return activate(max_pool2d(maps, pool))
     return max_pool2d(activate(maps), pool)

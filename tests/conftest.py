@@ -16,10 +16,10 @@ def pytest_configure(config: pytest.Config) -> None:
     install_import_hook(["lightconv.data", "lightconv.models", "lightconv.tasks"], "support.checked")
 
     if os.environ.get("TRITON_INTERPRET"):
-        _interpret_without_overflow_checks()
+        interpret_without_overflow_checks()
 
 
-def _interpret_without_overflow_checks() -> None:
+def interpret_without_overflow_checks() -> None:
     # every integer operation is repeated in 64 bits to check it, which doubles the time and reports nothing
     import dataclasses
 

@@ -1,4 +1,4 @@
-"""What every launch has in common: index width, precision, the right device, and the interpreter's bfloat16."""
+"""What every launch has in common: architecture, index width, precision, device, the interpreter's bfloat16."""
 
 import functools
 from collections.abc import Callable
@@ -11,18 +11,19 @@ import triton.language as tl
 from torch import Tensor
 
 INTERPRETED: bool = triton.knobs.runtime.interpret  # decided when kernels are decorated, so once and for all here
+INTERPRETED_AS = "sm_80"  # the architecture whose tiles and loaders the interpreter runs
 
 Outputs = tuple[Tensor, ...]
 
 
-@triton.jit
-def window_at(start, stride, windows, mask):
-    """The window that starts at this padded coordinate, and whether there is one; 0, in bounds, where there is not."""
-    mask &= start >= 0
-    start = tl.where(mask, start, 0)
-    window = start // stride
-    mask &= (window * stride == start) & (window < windows)
-    return tl.where(mask, window, 0), mask
+def architecture(tensor: Tensor) -> str:
+    """The architecture of the GPU that holds a tensor, as its compiler calls it: "sm_90", "gfx942"."""
+    if not tensor.is_cuda:
+        return INTERPRETED_AS
+    if torch.version.hip:
+        return torch.cuda.get_device_properties(tensor.device).gcnArchName.split(":")[0]
+    major, minor = torch.cuda.get_device_capability(tensor.device)
+    return f"sm_{major}{minor}"
 
 
 def index_type(*tensors: Tensor) -> tl.dtype:
@@ -32,10 +33,10 @@ def index_type(*tensors: Tensor) -> tl.dtype:
     return tl.int64 if furthest >= 2**31 - 2**16 else tl.int32  # a block may compute, and mask, a little beyond
 
 
-def dot_precision(dtype: torch.dtype) -> str:
+def dot_precision(dtype: torch.dtype, architecture: str) -> str:
     """How products are taken: float32's in TF32 only where torch's own convolution would, which is not on AMD."""
     switch = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    in_tf32 = dtype is torch.float32 and torch.version.hip is None and switch.fp32_precision == "tf32"
+    in_tf32 = dtype is torch.float32 and architecture.startswith("sm_") and switch.fp32_precision == "tf32"
     return "tf32" if in_tf32 else "ieee"
 
 
@@ -52,17 +53,28 @@ def in_float32_when_interpreted(launcher: Callable[..., None]) -> Callable[..., 
     """
 
     @functools.wraps(launcher)
-    def wrapper(outputs: Outputs, *args: Any) -> None:
+    def wrapper(outputs: Outputs, *args: Any, **options: Any) -> None:
         if not INTERPRETED or outputs[0].dtype is not torch.bfloat16:
-            launcher(outputs, *args)
+            launcher(outputs, *args, **options)
             return
         widened = tuple(_widened(output) for output in outputs)
-        launcher(widened, *(_widened(arg) for arg in args))
+        launcher(widened, *(_widened(arg) for arg in args), **options)
         for output, wide in zip(outputs, widened, strict=True):
-            output.copy_(wide)
+            if output is not wide:
+                output.copy_(wide)
 
     return wrapper
 
 
 def _widened(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.dtype is torch.bfloat16 else value
+
+
+@triton.jit
+def window_at(start, stride, windows, mask):
+    """The window that starts at this padded coordinate, and whether there is one; 0, in bounds, where there is not."""
+    mask &= start >= 0
+    start = tl.where(mask, start, 0)
+    window = start // stride
+    mask &= (window * stride == start) & (window < windows)
+    return tl.where(mask, window, 0), mask

@@ -1,12 +1,20 @@
 """Max-pooling by gathering: every program owns a run of elements of its output, in the order of memory.
 
-    forward    walks the window of each pooled element; backward walks the windows that cover each input element and
-               adds the gradients of those whose index names it. No atomics: the same bits every time.
+    forward    walks the window of each pooled element, and names the winner: by its index in the plane (int64), as
+               torch does, or by its position in the window, r * S + s, which fits a byte
+    backward   walks the windows that cover each input element and adds the gradients of those that name it. No
+               atomics: the same bits every time
 
 The comparisons spell out torch's rule, which tl.max does not follow: the first of equal values wins, NaN beats every
 number, the last NaN beats the others, and a window of -inf still names its first element.
+
+Masked addresses are also clamped into the tensor: on sm_100 a masked copy may still dereference its address
+(pytorch/pytorch#187081). In channels_last with a multiple of 16 channels, clamps and masks change only at multiples of
+16 elements: the compiler sees runs of neighbours and moves 16 bytes at a time. Clamping an element before it is divided
+into coordinates would hide the runs.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -14,102 +22,124 @@ from torch import Tensor
 from lightconv.kernels.launch import Outputs, in_float32_when_interpreted, index_type, on_device, window_at
 
 _BLOCK = 1024
-_WARPS = 4
+
+Pair = tuple[int, int]
 
 
 @triton.jit
-def _coordinates(element, channels, height, width, CHANNELS_LAST: tl.constexpr):
+def _elements(elements, RUN: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr):
+    """The elements of this program, where each is stored, and which of them there are."""
+    element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
+    element_in = element < elements
+    return element, tl.where(element_in, element, tl.arange(0, BLOCK) % RUN), element_in
+
+
+@triton.jit
+def _coordinates(element, element_in, sizes, CHANNELS_LAST: tl.constexpr):
+    """Batch, channel, row and column of the elements of an image of sizes (channels, height, width)."""
     if CHANNELS_LAST:
-        c, pixel = element % channels, element // channels
-        n, h, w = pixel // width // height, pixel // width % height, pixel % width
+        c, pixel = element % sizes[0], element // sizes[0]
+        n, h, w = pixel // sizes[2] // sizes[1], pixel // sizes[2] % sizes[1], pixel % sizes[2]
     else:
-        w, h = element % width, element // width % height
-        plane = element // width // height  # divided step by step: the product of the sizes may not fit their type
-        n, c = plane // channels, plane % channels
-    return n, c, h, w
+        w, h = element % sizes[2], element // sizes[2] % sizes[1]
+        plane = element // sizes[2] // sizes[1]  # divided step by step: the product of the sizes may not fit their type
+        n, c = plane // sizes[0], plane % sizes[0]
+    return tl.where(element_in, n, 0), c, h, w  # behind the last element only the batch is out of bounds
 
 
 @triton.jit
 def _first_tap(start, dilation):
-    """Where a window that starts at this coordinate, perhaps in the padding, first meets the image."""
-    return tl.where(start < 0, start + (dilation - 1 - start) // dilation * dilation, start)
+    """The first tap of a window that meets the image, where the window may start in the padding."""
+    return tl.where(start < 0, (dilation - 1 - start) // dilation, 0)
 
 
 @triton.jit
 def _forward_kernel(
-    x, y, index,
-    elements, channels, height, width, out_height, out_width,
-    x_n, x_c, x_h, x_w,
-    stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w,
-    R: tl.constexpr, S: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
+    x, y, where,
+    elements, image, pooled, x_strides, stride, padding, dilation,
+    R: tl.constexpr, S: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDICES: tl.constexpr,
+    RUN: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
-    element_in = element < elements
-    element = tl.where(element_in, element, 0)
-    n, c, oh, ow = _coordinates(element, channels, out_height, out_width, CHANNELS_LAST)
-    plane = n * x_n + c * x_c
+    element, place, element_in = _elements(elements, RUN, INDEX, BLOCK)
+    n, c, oh, ow = _coordinates(element, element_in, pooled, CHANNELS_LAST)
+    plane = n * x_strides[0] + c * x_strides[1]
+    top, left = oh * stride[0] - padding[0], ow * stride[1] - padding[1]
+    first_r, first_s = _first_tap(top, dilation[0]), _first_tap(left, dilation[1])
+    if INDICES:
+        winner = (top + first_r * dilation[0]) * image[2] + left + first_s * dilation[1]
+    else:
+        winner = (first_r * S + first_s).to(tl.int32)
     best = tl.full((BLOCK,), float("-inf"), tl.float32)
-    top, left = oh * stride_h - padding_h, ow * stride_w - padding_w
-    where = _first_tap(top, dilation_h) * width + _first_tap(left, dilation_w)
     for r in range(R):
-        h = top + r * dilation_h
-        row_in = element_in & (h >= 0) & (h < height)
-        row = plane + tl.where(row_in, h, 0) * x_h
+        h = top + r * dilation[0]
+        row_in = element_in & (h >= 0) & (h < image[1])
+        row = plane + tl.where(row_in, h, 0) * x_strides[2]
         for s in range(S):
-            w = left + s * dilation_w
-            inside = row_in & (w >= 0) & (w < width)
-            value = tl.load(x + row + tl.where(inside, w, 0) * x_w, mask=inside, other=float("-inf")).to(tl.float32)
+            w = left + s * dilation[1]
+            inside = row_in & (w >= 0) & (w < image[2])
+            pixel = row + tl.where(inside, w, 0) * x_strides[3]
+            value = tl.load(x + pixel, mask=inside, other=float("-inf")).to(tl.float32)
             wins = inside & ((value > best) | (value != value))
             best = tl.where(wins, value, best)
-            where = tl.where(wins, h * width + w, where)
-    tl.store(y + element, best.to(y.dtype.element_ty), mask=element_in)
-    tl.store(index + element, where.to(tl.int64), mask=element_in)
+            winner = tl.where(wins, h * image[2] + w if INDICES else r * S + s, winner)
+    tl.store(y + place, best.to(y.dtype.element_ty), mask=element_in)
+    tl.store(where + place, winner.to(where.dtype.element_ty), mask=element_in)
 
 
 @triton.jit
 def _backward_kernel(
-    g, index, dx,
-    elements, channels, height, width, out_height, out_width,
-    g_n, g_c, g_h, g_w, i_n, i_c, i_h, i_w,
-    stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w,
-    R: tl.constexpr, S: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
+    g, where, dx,
+    elements, image, pooled, g_strides, where_strides, stride, padding, dilation,
+    R: tl.constexpr, S: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDICES: tl.constexpr,
+    RUN: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
-    element_in = element < elements
-    element = tl.where(element_in, element, 0)
-    n, c, h, w = _coordinates(element, channels, height, width, CHANNELS_LAST)
-    here = (h * width + w).to(tl.int64)
+    element, place, element_in = _elements(elements, RUN, INDEX, BLOCK)
+    n, c, h, w = _coordinates(element, element_in, image, CHANNELS_LAST)
+    g_plane = n * g_strides[0] + c * g_strides[1]
+    where_plane = n * where_strides[0] + c * where_strides[1]
     total = tl.zeros((BLOCK,), tl.float32)
     # the windows that see this element at their position (r, s), where the stride left one
     for r in range(R):
-        oh, row_seen = window_at(h + padding_h - r * dilation_h, stride_h, out_height, element_in)
-        index_row, g_row = n * i_n + c * i_c + oh * i_h, n * g_n + c * g_c + oh * g_h
+        oh, row_seen = window_at(h + padding[0] - r * dilation[0], stride[0], pooled[1], element_in)
+        g_row, where_row = g_plane + oh * g_strides[2], where_plane + oh * where_strides[2]
         for s in range(S):
-            ow, seen = window_at(w + padding_w - s * dilation_w, stride_w, out_width, row_seen)
-            seen &= tl.load(index + index_row + ow * i_w, mask=seen, other=-1) == here
-            total += tl.load(g + g_row + ow * g_w, mask=seen, other=0.0).to(tl.float32)
-    tl.store(dx + element, total.to(dx.dtype.element_ty), mask=element_in)
+            ow, seen = window_at(w + padding[1] - s * dilation[1], stride[1], pooled[2], row_seen)
+            winner = tl.load(where + where_row + ow * where_strides[3], mask=seen, other=0)
+            # not masked by who wins: neither waits for the other load nor falls apart into single elements
+            gradient = tl.load(g + g_row + ow * g_strides[3], mask=seen, other=0.0).to(tl.float32)
+            wins = seen & (winner == (h * image[2] + w if INDICES else r * S + s))
+            total += tl.where(wins, gradient, 0.0)
+    tl.store(dx + place, total.to(dx.dtype.element_ty), mask=element_in)
 
 
 @in_float32_when_interpreted
 def forward(
     outputs: Outputs,
     input: Tensor,
-    kernel_size: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
+    kernel_size: Pair,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
     channels_last: bool,
 ) -> None:
-    """Write the pooled maps and their indices into outputs, both dense in the stated memory format."""
-    values, indices = outputs
-    elements = values.numel()
+    """Write the pooled maps and where their values were found into outputs, both dense in the stated memory format.
+
+    Args:
+        outputs: the maps, and indices into the plane if int64 or positions in the window if uint8.
+        input: a batch of images.
+        kernel_size: height and width of the window, at most 256 positions if they are to be written.
+        stride: of the windows.
+        padding: of the image.
+        dilation: of the window.
+        channels_last: the memory format of outputs.
+    """
+    values, where = outputs
     with on_device(input):
-        _forward_kernel[(triton.cdiv(elements, _BLOCK),)](
-            input, values, indices,
-            elements, *input.shape[1:], *values.shape[2:],
-            *input.stride(), *stride, *padding, *dilation,
-            *kernel_size, channels_last, index_type(input, values), _BLOCK, num_warps=_WARPS,
+        _forward_kernel[(triton.cdiv(values.numel(), _BLOCK),)](
+            input, values, where,
+            values.numel(), _sizes(input), _sizes(values), input.stride(), stride, padding, dilation,
+            *kernel_size, channels_last, _are_indices(where),
+            _run(values), index_type(input, values), _BLOCK, num_warps=_warps(values, channels_last),
         )  # fmt: skip
 
 
@@ -117,20 +147,39 @@ def forward(
 def backward(
     outputs: Outputs,
     grad_output: Tensor,
-    indices: Tensor,
-    kernel_size: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
+    where: Tensor,
+    kernel_size: Pair,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
     channels_last: bool,
 ) -> None:
     """Write the gradient with respect to max-pooling's input into outputs[0], dense in the stated memory format."""
     (grad_input,) = outputs
-    elements = grad_input.numel()
     with on_device(grad_output):
-        _backward_kernel[(triton.cdiv(elements, _BLOCK),)](
-            grad_output, indices, grad_input,
-            elements, *grad_input.shape[1:], *grad_output.shape[2:],
-            *grad_output.stride(), *indices.stride(), *stride, *padding, *dilation,
-            *kernel_size, channels_last, index_type(grad_output, indices, grad_input), _BLOCK, num_warps=_WARPS,
+        _backward_kernel[(triton.cdiv(grad_input.numel(), _BLOCK),)](
+            grad_output, where, grad_input,
+            grad_input.numel(), _sizes(grad_input), _sizes(grad_output), grad_output.stride(), where.stride(),
+            stride, padding, dilation,
+            *kernel_size, channels_last, _are_indices(where),
+            _run(grad_input), index_type(grad_output, where, grad_input), _BLOCK,
+            num_warps=_warps(grad_input, channels_last),
         )  # fmt: skip
+
+
+def _sizes(image: Tensor) -> tuple[int, ...]:
+    return tuple(image.shape[1:])
+
+
+def _run(output: Tensor) -> int:
+    # where Triton knows by itself that a mask changes only at multiples of 16, clamping keeps it so
+    return 16 if output.numel() % 16 == 0 else 1
+
+
+def _warps(output: Tensor, channels_last: bool) -> int:
+    # 8 elements a thread where that is one access of 16 bytes, else 4: their addresses take registers
+    return 4 if channels_last and output.itemsize == 2 else 8
+
+
+def _are_indices(where: Tensor) -> bool:
+    return where.dtype is not torch.uint8

@@ -1,21 +1,23 @@
 """Who serves a call, lightconv's kernel or torch's own operator, and why.
 
-======================  ==========  =====================================================================
-backend                 served by   reason
-======================  ==========  =====================================================================
-``auto`` (default)      torch       no kernel here has been measured to be quicker than cuDNN yet
-``reference``           torch       asked for
-``triton``              kernel      asked for, wherever a kernel can serve; elsewhere torch, see `refusal`
-======================  ==========  =====================================================================
+======================  =========================================================================================
+backend                 served by
+======================  =========================================================================================
+``auto`` (default)      on a GPU, the first of `RULES` that applies; torch elsewhere
+``reference``           torch
+``triton``              a kernel wherever one can serve, also in Triton's interpreter; elsewhere torch
+======================  =========================================================================================
 
-``LIGHTCONV_BACKEND`` sets the default. The switch is process-wide, like torch.backends: backward passes run in
-threads of their own and compiled programs guard on it.
+What no kernel can serve, torch serves under every backend: see each operator's ``refusal``. ``LIGHTCONV_BACKEND`` sets
+the default. The switch is process-wide, like torch.backends: backward passes run in threads of their own and compiled
+programs guard on it.
 """
 
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,7 +33,66 @@ else:
     INTERPRETED = False
 
 _DTYPES = {torch.float16, torch.bfloat16, torch.float32}
-_MAX_BLOCKS = 65535  # CUDA's limit on every grid axis but the first
+
+
+class Call(NamedTuple):
+    """What the choice of who serves a call depends on."""
+
+    operator: str
+    elements: int  # of the images
+    terms: int = 0  # that a convolution sums for an element of its map
+    depthwise: bool = False
+    channels_last: bool = False
+    pooled: bool = False
+    indices: bool = False  # whether max-pooling is to return them
+
+
+class Rule(NamedTuple):
+    """On a GPU, who serves the calls to which it applies."""
+
+    applies: Callable[[Call], bool]
+    kernel: bool
+    reason: str
+
+
+# For each the documented reason to win or to lose; none has been measured with these kernels yet.
+RULES = (
+    Rule(
+        # a map of half precision costs 8 bytes an element to write, activate and pool, as long as some 2,400 operations
+        # on an H100 or A100: at half of cuDNN's pace a fused product of up to 1,152 terms is still no slower
+        lambda call: call.operator == "conv_block" and call.pooled and call.terms <= 1152,
+        True,
+        "fused: the map before pooling, which weighs more than the product, is never written",
+    ),
+    Rule(
+        lambda call: call.operator == "conv_block",
+        False,
+        "many terms an element: cuDNN's product saves more than fusing does",
+    ),
+    Rule(
+        lambda call: call.depthwise and call.channels_last,
+        True,
+        "depthwise in channels_last: cuDNN took 1.069 ms where a Triton kernel took 0.181 (pytorch#175280)",
+    ),
+    Rule(
+        lambda call: call.operator == "conv2d",
+        False,
+        "no Triton convolution is known to beat cuDNN here",
+    ),
+    Rule(
+        lambda call: call.operator == "max_pool2d" and call.elements >= 2**20 and not call.indices,
+        True,
+        "bound by memory, and one byte a window is kept instead of eight",
+    ),
+    Rule(lambda call: call.operator == "max_pool2d", False, "small, or with indices: nothing to save"),
+)
+
+
+class Choice(NamedTuple):
+    """Who serves a call, and why."""
+
+    kernel: bool
+    reason: str
 
 
 def _checked(name: str) -> str:
@@ -63,9 +124,17 @@ def use_backend(name: str) -> Iterator[None]:
         _backend = previous
 
 
-def wants_kernels() -> bool:
-    """Whether the current backend asks for kernels at all: the quick way out for everybody else."""
-    return _backend == "triton"
+def wants_kernels(device: str) -> bool:
+    """Whether the current backend may ask for kernels on a device: the quick way out for everybody else."""
+    return _backend == "triton" or (_backend == "auto" and device == "cuda")
+
+
+def choice(call: Call) -> Choice:
+    """Who serves a call that a kernel can serve."""
+    if _backend != "auto":
+        return Choice(_backend == "triton", f"asked for: backend {_backend!r}")
+    rule = next(rule for rule in RULES if rule.applies(call))
+    return Choice(rule.kernel, rule.reason)
 
 
 def refusal(*tensors: Tensor | None) -> str | None:
@@ -82,7 +151,7 @@ def refusal(*tensors: Tensor | None) -> str | None:
         return f"no kernel for {first.dtype}"
     if any(t.numel() == 0 for t in given):
         return "an empty tensor leaves nothing to compute"
-    if INTERPRETED:
+    if INTERPRETED or first.device.type == "meta":  # shapes alone: as a GPU would be served
         return None
     if first.device.type != "cuda":
         return f"kernels need a GPU, this is a {first.device.type} tensor (TRITON_INTERPRET=1 interprets them)"
@@ -92,16 +161,17 @@ def refusal(*tensors: Tensor | None) -> str | None:
 
 
 def transform_refusal() -> str | None:
-    """Why the operators, which know reverse mode only, cannot be part of what surrounds the call; None if they can."""
-    if torch.compiler.is_compiling():
-        return None
+    """Why the operators, which know reverse mode and vmap, cannot be part of what surrounds the call; None if they can.
+
+    Forward mode would silently find no tangents, and torch.func.grad refuses torch.library's formulas.
+    """
     if torch.autograd.forward_ad._current_level >= 0:
         return "forward-mode differentiation"
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return "a torch.func transform"
+    if not torch._C._are_functorch_transforms_active():
+        return None
+    if torch.compiler.is_compiling():  # which transforms they are cannot be asked while Dynamo traces
+        return "a compiled torch.func transform"
+    functorch = torch._C._functorch
+    if any(level.key() != functorch.TransformType.Vmap for level in functorch.get_interpreter_stack()):
+        return "a torch.func transform other than vmap"
     return None
-
-
-def grid_refusal(*blocks: int) -> str | None:
-    """Why a launch of this many blocks along an axis other than the first is impossible; None if it is not."""
-    return f"more than {_MAX_BLOCKS} blocks along one axis" if max(blocks) > _MAX_BLOCKS else None

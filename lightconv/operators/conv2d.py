@@ -1,20 +1,22 @@
 """lightconv::conv2d, equal to torch.nn.functional.conv2d, and its two gradients as operators of their own.
 
-    conv2d(x, w, b)                 aten::convolution(x, w, b, stride, padding, dilation, False, [0, 0], groups)
-    conv2d_input_gradient(g, w)     aten::convolution_backward(g, x, w, ...)[0], needing only the shape of x
-    conv2d_weight_gradient(g, x)    aten::convolution_backward(g, x, w, ...)[1:], needing only the shape of w
+    conv2d(x, w, b)                       aten::convolution(x, w, b, stride, padding, dilation, False, [0, 0], groups)
+    conv2d_input_gradient(g, code, w)     aten::convolution_backward(g, x, w, ...)[0], needing only the shape of x
+    conv2d_weight_gradient(g, code, x)    aten::convolution_backward(g, x, w, ...)[1:], needing only the shape of w
 
-The three are linear in each of their tensors and each one's gradients are the other two, so derivatives of any
-order stay within them.
+The three are linear in each of their tensors and each one's gradients are the other two, so derivatives of any order
+stay within them. With a code, `g` is the gradient of a pooled map: see `lightconv.operators.codes`.
 """
 
+import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.library import register_autograd, register_fake
 
-from lightconv.operators import backend
+from lightconv.operators import backend, codes
 from lightconv.operators.geometry import (
     Pair,
     Window,
@@ -27,18 +29,19 @@ from lightconv.operators.geometry import (
 from lightconv.operators.library import LIBRARY
 
 if backend.TRITON:
-    from lightconv.kernels import convolution
+    from lightconv.kernels import depthwise, implicit_gemm, weight_gradient
 
 _WINDOW = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups"
+_CODED = f"{_WINDOW}, SymInt[2] pool, bool channels_last"
 LIBRARY.define(f"conv2d(Tensor input, Tensor weight, Tensor? bias, {_WINDOW}) -> Tensor")
 LIBRARY.define(
-    "conv2d_input_gradient(Tensor grad_output, Tensor weight, SymInt[] input_shape, "
-    f"{_WINDOW}, bool channels_last) -> Tensor"
+    f"conv2d_input_gradient(Tensor grad_output, Tensor? code, Tensor weight, SymInt[] input_shape, {_CODED}) -> Tensor"
 )
 LIBRARY.define(
-    "conv2d_weight_gradient(Tensor grad_output, Tensor input, SymInt[] weight_shape, "
-    f"{_WINDOW}, bool channels_last, bool bias) -> (Tensor, Tensor)"
+    "conv2d_weight_gradient(Tensor grad_output, Tensor? code, Tensor input, SymInt[] weight_shape, "
+    f"{_CODED}, bool bias) -> (Tensor, Tensor)"
 )
+_UNPOOLED = (1, 1)
 
 
 def refusal(input: Tensor, weight: Tensor, bias: Tensor | None, window: Window, groups: int) -> str | None:
@@ -54,8 +57,32 @@ def refusal(input: Tensor, weight: Tensor, bias: Tensor | None, window: Window, 
         return "the bias does not have one value a filter"
     if min(output_sizes(input.shape[2:], weight.shape[2:], window)) < 1:
         return "the filter is larger than the image"
-    # the grids' second axes count blocks of filters or channels, never more than there are of either
-    return backend.refusal(input, weight, bias) or backend.grid_refusal(filters, groups * channels)
+    return backend.refusal(input, weight, bias)
+
+
+def choice(input: Tensor, weight: Tensor, bias: Tensor | None, window: Window, groups: int) -> backend.Choice:
+    """Who serves this convolution, and why."""
+    reason = refusal(input, weight, bias, window, groups)
+    if reason is not None:
+        return backend.Choice(False, reason)
+    depthwise, last = groups > 1 and weight.shape[1] == 1, is_channels_last(input, weight)
+    return backend.choice(backend.Call("conv2d", input.numel(), math.prod(weight.shape[1:]), depthwise, last))
+
+
+def algorithm(weight_shape: tuple[int, ...], window: Window, groups: int, like: Tensor) -> str:
+    """How lightconv computes a convolution, and its gradients: "depthwise", "matrix product" or "implicit GEMM".
+
+    A convolution of single pixels is a matrix product already, which torch computes, unless torch's switches ask for
+    one precision of convolutions and for another of matrix products, or torch would refuse it as not deterministic.
+    """
+    if groups > 1 and weight_shape[1] == 1:
+        return "depthwise"
+    if groups > 1 or tuple(weight_shape[2:]) != (1, 1) or window != Window((1, 1), (0, 0), (1, 1)):
+        return "implicit GEMM"
+    if like.is_cuda and torch.are_deterministic_algorithms_enabled():
+        return "implicit GEMM"
+    switches = {s.fp32_precision == "tf32" for s in (torch.backends.cudnn.conv, torch.backends.cuda.matmul)}  # type: ignore[attr-defined]
+    return "implicit GEMM" if like.is_cuda and like.dtype is torch.float32 and len(switches) > 1 else "matrix product"
 
 
 def _conv2d(
@@ -67,58 +94,101 @@ def _conv2d(
     dilation: Pair,
     groups: int,
 ) -> Tensor:
-    window = Window(stride, padding, dilation)
+    window = Window.of(stride, padding, dilation)
     channels_last = is_channels_last(input, weight)
     if refusal(input, weight, bias, window, groups) is not None:
         output = torch.convolution(input, weight, bias, stride, padding, dilation, False, (0, 0), groups)
         return in_format(output, channels_last)
+    chosen = algorithm(weight.shape, window, groups, input)
+    if chosen == "matrix product":
+        return in_format(_by_matrix_product(input, weight.flatten(1), bias, channels_last), channels_last)
     output = _empty_output(input, weight, window, channels_last)
-    convolution.forward((output,), input, weight, bias, *window, groups)
+    if chosen == "depthwise":
+        depthwise.forward((output,), input, weight, bias, *window)
+    else:
+        implicit_gemm.forward((output,), input, weight, bias, *window, groups)
     return output
+
+
+def _by_matrix_product(input: Tensor, weight: Tensor, bias: Tensor | None, channels_last: bool) -> Tensor:
+    if channels_last:
+        return F.linear(input.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
+    filters = weight.expand(input.shape[0], -1, -1)
+    pixels = input.flatten(2)
+    maps = torch.bmm(filters, pixels) if bias is None else torch.baddbmm(bias[:, None], filters, pixels)
+    return maps.unflatten(2, input.shape[2:])
 
 
 def _conv2d_input_gradient(
     grad_output: Tensor,
+    code: Tensor | None,
     weight: Tensor,
     input_shape: list[int],
     stride: Pair,
     padding: Pair,
     dilation: Pair,
     groups: int,
+    pool: Pair,
     channels_last: bool,
 ) -> Tensor:
+    window = Window.of(stride, padding, dilation)
     grad_input = empty_image(grad_output, input_shape, channels_last)
-    if backend.refusal(grad_output, weight) is None:
-        convolution.input_gradient((grad_input,), grad_output, weight, stride, padding, dilation, groups)
-        return grad_input
-    window = (stride, padding, dilation, False, (0, 0), groups)
-    gradients = torch.ops.aten.convolution_backward(
-        grad_output, grad_input, weight, None, *window, (True, False, False)
-    )
-    return in_format(gradients[0], channels_last)
+    if backend.refusal(grad_output, weight) is not None:
+        grad_output = _unpooled(grad_output, code, pool, input_shape, weight.shape, window)
+        gradients = torch.ops.aten.convolution_backward(
+            grad_output, grad_input, weight, None, *window, False, (0, 0), groups, (True, False, False)
+        )
+        return in_format(gradients[0], channels_last)
+    chosen = "implicit GEMM" if code is not None else algorithm(weight.shape, window, groups, grad_output)
+    if chosen == "matrix product":
+        return in_format(_by_matrix_product(grad_output, weight.flatten(1).t(), None, channels_last), channels_last)
+    if chosen == "depthwise":
+        depthwise.input_gradient((grad_input,), grad_output, weight, *window)
+    else:
+        implicit_gemm.input_gradient((grad_input,), grad_output, code, weight, *window, groups, (pool[0], pool[1]))
+    return grad_input
 
 
 def _conv2d_weight_gradient(
     grad_output: Tensor,
+    code: Tensor | None,
     input: Tensor,
     weight_shape: list[int],
     stride: Pair,
     padding: Pair,
     dilation: Pair,
     groups: int,
+    pool: Pair,
     channels_last: bool,
     bias: bool,
 ) -> tuple[Tensor, Tensor]:
+    window = Window.of(stride, padding, dilation)
     grad_weight = empty_image(input, weight_shape, channels_last)
     grad_bias = input.new_empty(weight_shape[0] if bias else 0)
-    if backend.refusal(grad_output, input) is None:
-        convolution.weight_gradient((grad_weight, grad_bias), grad_output, input, stride, padding, dilation, groups)
-        return grad_weight, grad_bias
-    window = (stride, padding, dilation, False, (0, 0), groups)
-    gradients = torch.ops.aten.convolution_backward(
-        grad_output, input, grad_weight, [weight_shape[0]], *window, (False, True, bias)
-    )
-    return in_format(gradients[1], channels_last), gradients[2] if bias else grad_bias
+    if backend.refusal(grad_output, input) is not None:
+        grad_output = _unpooled(grad_output, code, pool, input.shape, weight_shape, window)
+        gradients = torch.ops.aten.convolution_backward(
+            grad_output, input, grad_weight, [weight_shape[0]], *window, False, (0, 0), groups, (False, True, bias)
+        )
+        return in_format(gradients[1], channels_last), gradients[2] if bias else grad_bias
+    chosen = "implicit GEMM" if code is not None else algorithm(tuple(weight_shape), window, groups, input)
+    if chosen == "matrix product":
+        product = torch.tensordot(grad_output, input, dims=([0, 2, 3], [0, 2, 3])).view(weight_shape)
+        return in_format(product, channels_last), grad_output.sum((0, 2, 3)) if bias else grad_bias
+    if chosen == "depthwise":
+        depthwise.weight_gradient((grad_weight, grad_bias), grad_output, input, *window)
+    else:
+        gradients = (grad_weight, grad_bias)
+        weight_gradient.weight_gradient(gradients, grad_output, code, input, *window, groups, (pool[0], pool[1]))
+    return grad_weight, grad_bias
+
+
+def _unpooled(
+    grad_output: Tensor, code: Tensor | None, pool: Pair, input_shape: Any, weight_shape: Any, window: Window
+) -> Tensor:
+    if code is None:
+        return grad_output
+    return codes.expanded(grad_output, code, pool, output_sizes(input_shape[2:], weight_shape[2:], window))
 
 
 for _key in ("CPU", "CUDA"):
@@ -142,35 +212,19 @@ def _(
     dilation: Pair,
     groups: int,
 ) -> Tensor:
-    return _empty_output(input, weight, Window(stride, padding, dilation), is_channels_last(input, weight))
+    return _empty_output(input, weight, Window.of(stride, padding, dilation), is_channels_last(input, weight))
 
 
 @register_fake("lightconv::conv2d_input_gradient", lib=LIBRARY)
-def _(
-    grad_output: Tensor,
-    weight: Tensor,
-    input_shape: list[int],
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
-    channels_last: bool,
-) -> Tensor:
-    return empty_image(grad_output, input_shape, channels_last)
+def _(grad_output: Tensor, code: Tensor | None, weight: Tensor, input_shape: list[int], *options: Any) -> Tensor:
+    return empty_image(grad_output, input_shape, channels_last=options[-1])
 
 
 @register_fake("lightconv::conv2d_weight_gradient", lib=LIBRARY)
 def _(
-    grad_output: Tensor,
-    input: Tensor,
-    weight_shape: list[int],
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
-    channels_last: bool,
-    bias: bool,
+    grad_output: Tensor, code: Tensor | None, input: Tensor, weight_shape: list[int], *options: Any
 ) -> tuple[Tensor, Tensor]:
+    *_, channels_last, bias = options
     return empty_image(input, weight_shape, channels_last), input.new_empty(weight_shape[0] if bias else 0)
 
 
@@ -183,58 +237,93 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-    input, weight = ctx.saved_tensors
+    return *gradients(ctx, grad_output, None, *ctx.saved_tensors), None, None, None, None
+
+
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+def gradients(
+    ctx: Any,
+    grad_output: Tensor,
+    code: Tensor | None,
+    input: Tensor | None,
+    weight: Tensor | None,
+    pool: Pair = _UNPOOLED,
+) -> Gradients:
+    """The gradients that a convolution's context asks for: of the input, the weight and the bias."""
     needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+    if backend.transform_refusal() is not None:  # the operators would drop a forward-mode tangent of the gradient
+        return _gradients_by_torch(ctx, grad_output, code, input, weight, pool)
+    options = (*ctx.options, pool, ctx.channels_last)
     grad_input = grad_weight = grad_bias = None
     if needs_input:
-        grad_input = torch.ops.lightconv.conv2d_input_gradient(
-            grad_output, weight, ctx.input_shape, *ctx.options, ctx.channels_last
-        )
+        grad_input = torch.ops.lightconv.conv2d_input_gradient(grad_output, code, weight, ctx.input_shape, *options)
     if needs_weight:
         grad_weight, grad_bias = torch.ops.lightconv.conv2d_weight_gradient(
-            grad_output, input, ctx.weight_shape, *ctx.options, ctx.channels_last, needs_bias
+            grad_output, code, input, ctx.weight_shape, *options, needs_bias
         )
     elif needs_bias:
-        grad_bias = grad_output.sum((0, 2, 3))
-    return grad_input, grad_weight, grad_bias if needs_bias else None, None, None, None, None
+        alive = grad_output if code is None else torch.where(code == codes.KILLED, 0, grad_output)
+        grad_bias = alive.sum((0, 2, 3))
+    return grad_input, grad_weight, grad_bias if needs_bias else None
+
+
+def _gradients_by_torch(
+    ctx: Any, grad_output: Tensor, code: Tensor | None, input: Tensor | None, weight: Tensor | None, pool: Pair
+) -> Gradients:
+    *pairs, groups = ctx.options
+    grad_output = _unpooled(grad_output, code, pool, ctx.input_shape, ctx.weight_shape, Window.of(*pairs))
+    # torch wants all tensors where it needs but the shape of those that were not kept
+    input = grad_output.new_empty(ctx.input_shape) if input is None else input
+    weight = grad_output.new_empty(ctx.weight_shape) if weight is None else weight
+    window = (*pairs, False, (0, 0), groups)
+    return torch.ops.aten.convolution_backward(
+        grad_output, input, weight, [ctx.weight_shape[0]], *window, ctx.needs_input_grad[:3]
+    )
 
 
 def _input_gradient_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    grad_output, weight, _, *ctx.options, ctx.channels_last = inputs
+    grad_output, code, weight, _, *ctx.options, ctx.pool, ctx.channels_last = inputs
     ctx.weight_shape = weight.shape
-    ctx.save_for_backward(grad_output, weight)
+    ctx.save_for_backward(grad_output, code, weight)
 
 
 def _input_gradient_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    grad_output, weight = ctx.saved_tensors
-    needs_grad_output, needs_weight = ctx.needs_input_grad[:2]
-    to_grad_output = torch.ops.lightconv.conv2d(grad, weight, None, *ctx.options) if needs_grad_output else None
-    to_weight = None
+    grad_output, code, weight = ctx.saved_tensors
+    needs_grad_output, _, needs_weight = ctx.needs_input_grad[:3]
+    to_grad_output = to_weight = None
+    if needs_grad_output:
+        to_grad_output = _pooled(torch.ops.lightconv.conv2d(grad, weight, None, *ctx.options), code, ctx.pool)
     if needs_weight:
         to_weight, _ = torch.ops.lightconv.conv2d_weight_gradient(
-            grad_output, grad, ctx.weight_shape, *ctx.options, ctx.channels_last, False
+            grad_output, code, grad, ctx.weight_shape, *ctx.options, ctx.pool, ctx.channels_last, False
         )
-    return to_grad_output, to_weight, None, None, None, None, None, None
+    return to_grad_output, None, to_weight, *[None] * 7
 
 
 def _weight_gradient_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    grad_output, input, _, *ctx.options, ctx.channels_last, ctx.bias = inputs
+    grad_output, code, input, _, *ctx.options, ctx.pool, ctx.channels_last, ctx.bias = inputs
     ctx.input_shape = input.shape
-    ctx.save_for_backward(grad_output, input)
+    ctx.save_for_backward(grad_output, code, input)
 
 
 def _weight_gradient_backward(ctx: Any, grad: Tensor, grad_bias: Tensor) -> tuple[Tensor | None, ...]:
-    grad_output, input = ctx.saved_tensors
-    needs_grad_output, needs_input = ctx.needs_input_grad[:2]
+    grad_output, code, input = ctx.saved_tensors
+    needs_grad_output, _, needs_input = ctx.needs_input_grad[:3]
     to_grad_output = to_input = None
     if needs_grad_output:
-        bias = grad_bias if ctx.bias else None
-        to_grad_output = torch.ops.lightconv.conv2d(input, grad, bias, *ctx.options)
+        maps = torch.ops.lightconv.conv2d(input, grad, grad_bias if ctx.bias else None, *ctx.options)
+        to_grad_output = _pooled(maps, code, ctx.pool)
     if needs_input:
         to_input = torch.ops.lightconv.conv2d_input_gradient(
-            grad_output, grad, ctx.input_shape, *ctx.options, ctx.channels_last
+            grad_output, code, grad, ctx.input_shape, *ctx.options, ctx.pool, ctx.channels_last
         )
-    return to_grad_output, to_input, None, None, None, None, None, None, None
+    return to_grad_output, None, to_input, *[None] * 8
+
+
+def _pooled(maps: Tensor, code: Tensor | None, pool: Pair) -> Tensor:
+    return maps if code is None else codes.selected(maps, code, pool)
 
 
 register_autograd("lightconv::conv2d", _backward, setup_context=_setup_context, lib=LIBRARY)
@@ -260,16 +349,19 @@ def lowered(device: str, *tensors: Tensor | None) -> list[Any]:
     ]
 
 
-def _register_autocast(device: str) -> None:
+def register_autocast(name: str) -> None:
+    """Let an operator of (input, weight, bias, ...) be lowered as `lowered` says, on every device."""
     # torch.library.register_autocast fixes the dtype once; torch's own convolution follows the context's
-    key = f"Autocast{device.upper()}"
+    for device in ("cpu", "cuda"):
+        key = f"Autocast{device.upper()}"
 
-    def autocast(input: Tensor, weight: Tensor, bias: Tensor | None, *window: Any) -> Tensor:
-        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))):
-            return torch.ops.lightconv.conv2d(*lowered(device, input, weight, bias), *window)
+        def autocast(
+            input: Tensor, weight: Tensor, bias: Tensor | None, *options: Any, device: str = device, key: str = key
+        ) -> Any:
+            with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))):
+                return getattr(torch.ops.lightconv, name)(*lowered(device, input, weight, bias), *options)
 
-    LIBRARY.impl("conv2d", autocast, key)
+        LIBRARY.impl(name, autocast, key)
 
 
-_register_autocast("cpu")
-_register_autocast("cuda")
+register_autocast("conv2d")

@@ -17,6 +17,12 @@ class Window(NamedTuple):
     padding: Pair
     dilation: Pair
 
+    @classmethod
+    def of(cls, *pairs: Sequence[int]) -> "Window":
+        """From what the dispatcher hands to an operator: lists, which equal no tuple."""
+        stride, padding, dilation = ((first, second) for first, second in pairs)
+        return cls(stride, padding, dilation)
+
 
 def is_integer(value: object) -> bool:
     """Whether torch takes this for an integer argument; it does not take a bool."""

@@ -2,6 +2,7 @@ import subprocess
 import sys
 
 import pytest
+from omegaconf import OmegaConf
 
 from lightconv.cli import VERBS, main
 
@@ -23,7 +24,7 @@ def test_an_unknown_verb_lists_the_known_ones():
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_a_function_and_a_config(lightconv, capsys, verb):
     lightconv(verb, "--cfg", "job", *(["run=somewhere"] if verb == "evaluate" else []))
-    assert "trainer:" in capsys.readouterr().out
+    assert OmegaConf.create(capsys.readouterr().out)
 
 
 def test_help_is_quick():

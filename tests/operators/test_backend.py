@@ -27,21 +27,21 @@ def test_an_unknown_backend_lists_the_known_ones():
 
 def test_the_previous_backend_comes_back_also_after_an_error():
     with contextlib.suppress(KeyError), lc.use_backend("triton"):
-        assert backend.wants_kernels()
+        assert backend.wants_kernels("cpu")
         with lc.use_backend("reference"):
-            assert not backend.wants_kernels()
-        assert backend.wants_kernels()
+            assert not backend.wants_kernels("cpu")
+        assert backend.wants_kernels("cpu")
         raise KeyError
-    assert not backend.wants_kernels()
+    assert not backend.wants_kernels("cpu")
 
 
 def test_a_function_can_be_decorated():
-    assert lc.use_backend("triton")(backend.wants_kernels)()
-    assert not backend.wants_kernels()
+    assert lc.use_backend("triton")(backend.wants_kernels)("cpu")
+    assert not backend.wants_kernels("cpu")
 
 
 def test_the_environment_sets_the_default():
-    code = "import lightconv; print(lightconv.operators.backend.wants_kernels())"
+    code = "import lightconv; print(lightconv.operators.backend.wants_kernels('cpu'))"
     assert python(code, LIGHTCONV_BACKEND="triton").stdout.strip() == "True"
     assert python(code).stdout.strip() == "False"
     assert "choose one of auto" in python(code, LIGHTCONV_BACKEND="fast").stderr

@@ -16,7 +16,6 @@ from support import (
 )
 
 import lightconv as lc
-from lightconv.operators import backend
 from lightconv.operators import conv2d as operator
 from lightconv.operators.geometry import Window
 
@@ -150,10 +149,9 @@ def test_gradients_agree_with_float64(device, kernels, padding, channels_last):
 def test_computes_only_the_gradients_asked_for(device, kernels, needed, monkeypatch):
     called = []
     for name in ("input_gradient", "weight_gradient"):
-        real = getattr(operator.convolution, name)
-        monkeypatch.setattr(
-            operator.convolution, name, lambda *a, name=name, real=real: (called.append(name), real(*a))
-        )
+        module = operator.implicit_gemm if name == "input_gradient" else operator.weight_gradient
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, name=name, real=real: (called.append(name), real(*a)))
     tensors = [torch.randn(s, device=device) for s in [(2, 3, 6, 6), (4, 3, 3, 3), (4,)]]
     for tensor, need in zip(tensors, needed, strict=True):
         tensor.requires_grad_(need)
@@ -212,12 +210,12 @@ def test_opcheck(call):
     last = output.stride(1) == 1
     torch.library.opcheck(
         torch.ops.lightconv.conv2d_input_gradient.default,
-        (output.requires_grad_(), tensors[1], list(call[0].shape), *window, last),
+        (output.requires_grad_(), None, tensors[1], list(call[0].shape), *window, (1, 1), last),
     )
     for bias_wanted in (True, False):
         torch.library.opcheck(
             torch.ops.lightconv.conv2d_weight_gradient.default,
-            (output, tensors[0], list(call[1].shape), *window, last, bias_wanted),
+            (output, None, tensors[0], list(call[1].shape), *window, (1, 1), last, bias_wanted),
         )
 
 
@@ -253,8 +251,8 @@ def test_autocast_lowers_as_torch_does(device, kernels, dtype):
 
 def test_the_second_layer_under_autocast_is_served_by_a_kernel_too(kernels, monkeypatch):
     launched = []
-    real = operator.convolution.forward
-    monkeypatch.setattr(operator.convolution, "forward", lambda *a: (launched.append(a[1].dtype), real(*a)))
+    real = operator.implicit_gemm.forward
+    monkeypatch.setattr(operator.implicit_gemm, "forward", lambda *a: (launched.append(a[1].dtype), real(*a)))
     x, w = torch.randn(1, 3, 6, 6), torch.randn(3, 3, 3, 3)
     with torch.autocast("cpu", torch.bfloat16):
         lc.functional.conv2d(lc.functional.conv2d(x, w), w)
@@ -302,8 +300,8 @@ def test_reaches_beyond_32_bits(kernels):
     w = torch.randint(-3, 4, (2, 1, 3, 3)).half()
     assert_same(lc.functional.conv2d(x, w), F.conv2d(x.contiguous(), w), exactly=True)
     near = storage.as_strided((2, 1, 4, 4), (16, 16, 4, 1))
-    assert str(operator.convolution.index_type(near)) == "int32"
-    assert str(operator.convolution.index_type(x)) == "int64"
+    assert str(operator.implicit_gemm.index_type(near)) == "int32"
+    assert str(operator.implicit_gemm.index_type(x)) == "int64"
 
 
 def test_forward_mode_and_torch_func_agree_with_torch(kernels):
@@ -337,7 +335,7 @@ def test_unusual_arguments_are_taken_or_refused_as_torch_does(name):
 
 
 def test_no_kernel_uses_atomics():
-    sources = Path(operator.convolution.__file__).parent.glob("*.py")
+    sources = Path(operator.implicit_gemm.__file__).parent.glob("*.py")
     assert not any("tl.atomic" in source.read_text() for source in sources)
 
 
@@ -345,8 +343,3 @@ def test_same_bits_twice(device, kernels):
     x, w, b = (torch.randn(s, device=device, requires_grad=True) for s in [(3, 4, 9, 9), (8, 4, 3, 3), (8,)])
     runs = [torch.autograd.grad(lc.functional.conv2d(x, w, b).square().sum(), (x, w, b)) for _ in range(2)]
     assert_same(runs[0], runs[1], exactly=True)
-
-
-def test_too_many_blocks_for_a_grid_go_to_torch():
-    assert backend.grid_refusal(65535) is None
-    assert "65535" in backend.grid_refusal(65536)

@@ -1,9 +1,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+import triton.language as tl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import assert_same, assert_same_gradients, error_of, opinfo, ours_and_torchs, with_integers
+from torch import func
 
 import lightconv as lc
 from lightconv.operators import max_pool2d as operator
@@ -17,6 +19,7 @@ NAN, INF = float("nan"), float("inf")
 def test_equals_torch_on_pytorchs_samples(device, chunk):
     samples = list(opinfo("max_pool2d").sample_inputs(device, torch.float32, requires_grad=True))
     assert len(samples) == 1440
+    assert sum(sample.kwargs["return_indices"] for sample in samples) == 720  # positions serve the other half
     for sample in samples[chunk::CHUNKS]:
         # their values, and small integers full of ties
         for x in (sample.input, with_integers(sample.input)):
@@ -79,7 +82,7 @@ def poolings(draw):
     if draw(st.booleans()):
         x = x.contiguous(memory_format=torch.channels_last)
     stride = draw(st.one_of(st.none(), st.tuples(st.integers(1, 3), st.integers(1, 3))))
-    return x, kernel, stride, padding, dilation, draw(st.booleans()), True
+    return x, kernel, stride, padding, dilation, draw(st.booleans()), draw(st.booleans())
 
 
 @given(poolings())
@@ -89,8 +92,9 @@ def test_equals_torch_on_random_geometry(call):
     x = x.detach().requires_grad_()
     ours, torchs = ours_and_torchs("max_pool2d", x, *window)
     assert_same(ours, torchs, exactly=True)
-    number = ~torchs[0].isnan()
-    assert torch.equal(torch.signbit(ours[0])[number], torch.signbit(torchs[0])[number])
+    ours_values, torchs_values = (out[0] if window[-1] else out for out in (ours, torchs))
+    number = ~torchs_values.isnan()
+    assert torch.equal(torch.signbit(ours_values)[number], torch.signbit(torchs_values)[number])
     if every_window_sees_a_pixel(x, *window):
         assert_same_gradients(ours, torchs, [x], exactly=True)
 
@@ -99,6 +103,24 @@ def every_window_sees_a_pixel(x, kernel, stride, padding, dilation, *_):
     """A dilated window may step over a small image: torch's backward then writes outside of its tensor."""
     where = F.max_pool2d(torch.zeros_like(x[:1, :1].float()), kernel, stride, padding, dilation, *_[:-1])
     return bool(where.isfinite().all())
+
+
+@pytest.mark.parametrize("return_indices", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_window_that_steps_over_the_image_gets_no_gradient(dtype, return_indices):
+    window = [(2, 2), (1, 1), (1, 1), (3, 3), False]
+    x = torch.randn(1, 2, 2, 2, dtype=dtype, requires_grad=True)
+    values, where = torch.ops.lightconv.max_pool2d(x, *window, return_indices)
+    expected, indices = F.max_pool2d(x.detach(), *window, return_indices=True)
+    assert torch.equal(values, expected)
+    assert not values.isfinite().any()
+    if return_indices:
+        assert torch.equal(where, indices)
+    cotangent = torch.ones_like(values, requires_grad=True)
+    (grad,) = torch.autograd.grad(values, x, cotangent, create_graph=True)
+    (grad_of_grad,) = torch.autograd.grad(grad.sum(), cotangent)
+    assert not grad.any()
+    assert not grad_of_grad.any()
 
 
 @pytest.mark.parametrize(
@@ -116,13 +138,46 @@ def test_ties_nan_and_minus_infinity(device, kernels, window, value, index):
     values, indices = lc.functional.max_pool2d(x, 2, return_indices=True)
     torch.testing.assert_close(values.item(), float(value), equal_nan=True)
     assert indices.item() == index
+    _, positions = torch.ops.lightconv.max_pool2d(x, (2, 2), (2, 2), (0, 0), (1, 1), False, False)
+    assert positions.dtype is torch.uint8
+    assert positions.item() == index
 
 
-def test_indices_of_a_plane_beyond_32_bits(kernels):
+@pytest.mark.parametrize("return_indices", [False, True])
+def test_a_plane_beyond_32_bits(return_indices):
     side = 50_000  # one element of memory, expanded
     x = torch.zeros(1).expand(1, 1, side, side)
-    ours, torchs = ours_and_torchs("max_pool2d", x, 1, side - 1, return_indices=True)
+    window = [(1, 1), (side - 1, side - 1), (0, 0), (1, 1), False]
+    values, where = torch.ops.lightconv.max_pool2d(x, *window, return_indices)
+    assert torch.equal(values, torch.zeros(1, 1, 2, 2))
+    corners = [0, side - 1, (side - 1) * side, side * side - 1]
+    assert where.flatten().tolist() == (corners if return_indices else [0, 0, 0, 0])
+
+
+@pytest.mark.parametrize("return_indices", [False, True])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_64_bit_addresses_lead_to_the_same_elements(device, monkeypatch, channels_last, return_indices):
+    monkeypatch.setattr(operator.max_pooling, "index_type", lambda *tensors: tl.int64)
+    x = torch.randint(-3, 4, (2, 16, 7, 6), device=device).float()
+    x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+    window = (3, 2, 1, 1, True, return_indices)
+    ours, torchs = ours_and_torchs("max_pool2d", x.requires_grad_(), *window)
     assert_same(ours, torchs, exactly=True)
+    assert_same_gradients(ours, torchs, [x], exactly=True)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "return_indices", "size"), [((15, 17), False, 1), ((16, 16), False, 8), ((2, 2), True, 8)], ids=str
+)
+def test_keeps_one_byte_a_window_where_that_names_its_positions(device, kernels, kernel, return_indices, size):
+    # rising values: the last position wins
+    x = torch.arange(17.0 * 17, device=device).view(1, 1, 17, 17).requires_grad_()
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        ours = lc.functional.max_pool2d(x, kernel, return_indices=return_indices)
+    values = ours[0] if return_indices else ours
+    assert sum(t.nbytes for t in saved) == values.numel() * size
+    assert_same_gradients(values, F.max_pool2d(x, kernel), [x], exactly=True)
 
 
 def test_traces_symbolically_under_auto():
@@ -164,33 +219,51 @@ def test_keeps_the_dtype_under_autocast(device, kernels):
         assert lc.functional.max_pool2d(x, 2).dtype is F.max_pool2d(x, 2).dtype
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(("channels_last", "return_indices"), [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_opcheck(channels_last, dtype):
+def test_opcheck(dtype, channels_last, return_indices):
     x = torch.randn(2, 3, 7, 6, dtype=dtype)
     if channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
     window = [(3, 2), (2, 1), (1, 1), (1, 2), True]
-    torch.library.opcheck(torch.ops.lightconv.max_pool2d.default, (x.requires_grad_(), *window))
-    values, indices = torch.ops.lightconv.max_pool2d(x.detach(), *window)
+    torch.library.opcheck(torch.ops.lightconv.max_pool2d.default, (x.requires_grad_(), *window, return_indices))
+    values, where = torch.ops.lightconv.max_pool2d(x.detach(), *window, return_indices)
     torch.library.opcheck(
         torch.ops.lightconv.max_pool2d_backward.default,
-        (torch.randn_like(values).requires_grad_(), indices, list(x.shape), *window, channels_last),
+        (torch.randn_like(values).requires_grad_(), where, list(x.shape), *window, channels_last),
     )
 
 
-def test_second_derivatives():
+def test_torchs_operator_names_the_same_positions_as_the_kernel():
+    window = [(3, 2), (2, 1), (1, 1), (2, 1), True]
+    x = torch.randint(-3, 4, (2, 3, 9, 8)).float()
+    kernel = torch.ops.lightconv.max_pool2d(x, *window, False)
+    reference = torch.ops.lightconv.max_pool2d(x.double(), *window, False)
+    assert torch.equal(kernel[0].double(), reference[0])
+    assert torch.equal(kernel[1], reference[1])
+
+
+@pytest.mark.parametrize("return_indices", [False, True])
+def test_second_derivatives(return_indices):
     x = torch.randperm(80).view(2, 2, 5, 4).double().requires_grad_()
-    call = lambda x: torch.ops.lightconv.max_pool2d(x, (3, 2), (2, 1), (1, 0), (1, 2), True)[0]  # noqa: E731
+    window = [(3, 2), (2, 1), (1, 0), (1, 2), True]
+    call = lambda x: torch.ops.lightconv.max_pool2d(x, *window, return_indices)[0]  # noqa: E731
     assert torch.autograd.gradcheck(call, x)
     assert torch.autograd.gradgradcheck(lambda x: call(x) ** 2, x)
 
 
+@pytest.mark.parametrize("return_indices", [False, True])
 @pytest.mark.parametrize("name", ["triton", "auto"])
-def test_compiles_without_a_graph_break(name):
+def test_compiles_without_a_graph_break(name, return_indices):
     x = torch.randn(2, 3, 6, 6, requires_grad=True)
-    call = lambda x: lc.functional.max_pool2d(x, 2, return_indices=True)  # noqa: E731
+    call = lambda x: lc.functional.max_pool2d(x, 2, return_indices=return_indices)  # noqa: E731
     with lc.use_backend(name):
         compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
         assert_same(compiled(x), call(x))
         assert_same_gradients(compiled(x), call(x), [x])
+
+
+def test_vmap_keeps_channels_last(kernels):
+    x = torch.randn(2, 3, 6, 6, 4).permute(0, 1, 4, 2, 3)
+    pooled = func.vmap(lambda x: torch.ops.lightconv.max_pool2d(x, (2, 2), (2, 2), (0, 0), (1, 1), False, False)[0])(x)
+    assert_same(pooled[0], F.max_pool2d(x[0], 2))

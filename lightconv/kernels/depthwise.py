@@ -1,0 +1,305 @@
+"""Depthwise convolution and its two gradients: a filter sees one channel, so there is no matrix to multiply.
+
+    forward           y[pixel, k]   = sum over taps of  x[pixel * stride + tap, k // m] x w[k, tap] + b[k]
+    input_gradient    dx[pixel, c]  = sum over taps and the m filters k of c of g[(pixel - tap) / stride, k] x w[k, tap]
+    weight_gradient   dw[k, tap]    = sum over pixels of  g[pixel, k] x x[pixel * stride + tap, k // m]
+                      db[k]         = sum over pixels of  g[pixel, k]
+
+Bound by memory, so made for channels_last: neighbours in a block are neighbouring channels, loaded 16 bytes at once. A
+block owns a rectangle of one image, whose taps overlap in the nearest cache. Every tensor is addressed through its
+strides, so any other memory format is right too. Sums are float32, rounded once, and each has one owner and a fixed
+order: no atomics, the same bits every time. Masked addresses are also clamped into the tensor.
+"""
+
+import math
+from collections.abc import Mapping
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lightconv.kernels.launch import Outputs, architecture, in_float32_when_interpreted, index_type, on_device
+from lightconv.kernels.ordered_sum import ordered_sum, workspace
+from lightconv.kernels.tiles import ARCHITECTURES, MULTIPROCESSORS, Tile, Tiles, choose, nearest
+
+Pair = tuple[int, int]
+
+# a block's pixels, channels and, for the weight gradient, taps of a kernel row
+TILES: Mapping[str, Tiles] = dict.fromkeys(
+    ARCHITECTURES, (Tile(128, 32, 1, 4, 1), Tile(64, 32, 1, 4, 1), Tile(32, 16, 1, 2, 1))
+)
+WEIGHT_TILES: Mapping[str, Tiles] = dict.fromkeys(
+    ARCHITECTURES, (Tile(64, 32, 4, 8, 1), Tile(32, 32, 4, 4, 1), Tile(32, 16, 4, 2, 1))
+)
+_WIDTH = 8  # columns of a rectangle of pixels
+_BLOCKS = 4  # of the weight gradient for every multiprocessor
+_STEPS = 8  # rectangles that a part of the weight gradient's sum is worth starting for
+
+
+@triton.jit
+def _rectangle(unit, height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INDEX: tl.constexpr):
+    """The unit-th rectangle of pixels: its image, their rows and columns, and which of them are in the image."""
+    across, down = tl.cdiv(width, COLUMNS), tl.cdiv(height, ROWS)
+    n = (unit // across // down).to(INDEX)
+    pixel = tl.arange(0, ROWS * COLUMNS)
+    row = (unit // across % down).to(INDEX) * ROWS + pixel // COLUMNS
+    column = (unit % across).to(INDEX) * COLUMNS + pixel % COLUMNS
+    inside = (row < height) & (column < width)
+    return n, tl.where(inside, row, 0), tl.where(inside, column, 0), inside
+
+
+@triton.jit
+def _channels(block, channels, CHANNELS: tl.constexpr, RUN: tl.constexpr, INDEX: tl.constexpr):
+    """The block-th run of channels and which of them exist; the others wrap around.
+
+    RUN divides their number: told so, the compiler loads and masks as many at once.
+    """
+    c = block.to(INDEX) * CHANNELS + tl.arange(0, CHANNELS)
+    inside = c // RUN < channels // RUN
+    return tl.max_contiguous(tl.multiple_of(c % channels, RUN), RUN), inside
+
+
+@triton.jit
+def _forward_kernel(
+    x, w, b, y,
+    height, width, out_height, out_width, filters,
+    x_strides, w_strides, b_stride, y_strides, stride, padding, dilation,
+    R: tl.constexpr, S: tl.constexpr, MULTIPLIER: tl.constexpr, INDEX: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, FILTERS: tl.constexpr, RUN: tl.constexpr,
+):  # fmt: skip
+    filter_blocks = tl.cdiv(filters, FILTERS)
+    k, k_in = _channels(tl.program_id(0) % filter_blocks, filters, FILTERS, RUN, INDEX)
+    n, oh, ow, pixel_in = _rectangle(tl.program_id(0) // filter_blocks, out_height, out_width, ROWS, COLUMNS, INDEX)
+    top, left = oh * stride[0] - padding[0], ow * stride[1] - padding[1]
+    x_channel = k // MULTIPLIER * x_strides[1]
+
+    UNROLL: tl.constexpr = 3 if RUN > 1 else 1  # taps in flight: more addresses than these do not fit the registers
+    total = tl.zeros((ROWS * COLUMNS, FILTERS), tl.float32)
+    for r in range(R):
+        h = top + r * dilation[0]
+        row_in = pixel_in & (h >= 0) & (h < height)
+        x_row = n * x_strides[0] + tl.where(row_in, h, 0) * x_strides[2]
+        for s in tl.range(S, loop_unroll_factor=UNROLL):
+            v = left + s * dilation[1]
+            seen = row_in & (v >= 0) & (v < width)
+            x_pixel = tl.multiple_of(x_row + tl.where(seen, v, 0) * x_strides[3], RUN)
+            x_tile = tl.load(x + x_pixel[:, None] + x_channel, mask=seen[:, None] & k_in, other=0.0)
+            w_tap = tl.load(w + k * w_strides[0] + r * w_strides[2] + s * w_strides[3])
+            total += x_tile.to(tl.float32) * w_tap.to(tl.float32)
+    if b is not None:
+        total += tl.load(b + k * b_stride).to(tl.float32)
+    y_pixel = tl.multiple_of(n * y_strides[0] + oh * y_strides[2] + ow * y_strides[3], RUN)
+    y_offset = y_pixel[:, None] + k * y_strides[1]
+    tl.store(y + y_offset, total.to(y.dtype.element_ty), mask=pixel_in[:, None] & k_in)
+
+
+@triton.jit
+def _input_gradient_kernel(
+    g, w, dx,
+    height, width, out_height, out_width, channels,
+    g_strides, w_strides, x_strides, stride, padding, dilation,
+    R: tl.constexpr, S: tl.constexpr, MULTIPLIER: tl.constexpr, INDEX: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr, RUN: tl.constexpr,
+):  # fmt: skip
+    channel_blocks = tl.cdiv(channels, CHANNELS)
+    c, c_in = _channels(tl.program_id(0) % channel_blocks, channels, CHANNELS, RUN, INDEX)
+    # pixels a stride apart meet the same taps: a block's are of one such phase, every tap serves all of them or none
+    part = tl.program_id(0) // channel_blocks
+    phase_h, phase_w = part // stride[1] % stride[0], part % stride[1]
+    phase_height, phase_width = tl.cdiv(height, stride[0]), tl.cdiv(width, stride[1])
+    n, i, j, inside = _rectangle(part // stride[1] // stride[0], phase_height, phase_width, ROWS, COLUMNS, INDEX)
+    h, v = i * stride[0] + phase_h, j * stride[1] + phase_w
+    inside &= (h < height) & (v < width)
+
+    UNROLL: tl.constexpr = 3 if RUN > 1 else 1
+    total = tl.zeros((ROWS * COLUMNS, CHANNELS), tl.float32)
+    for r in range(R):
+        top = phase_h + padding[0] - r * dilation[0]
+        if top % stride[0] == 0:
+            oh = i + top // stride[0]
+            row_in = inside & (oh >= 0) & (oh < out_height)
+            g_row = n * g_strides[0] + tl.where(row_in, oh, 0) * g_strides[2]
+            for s in tl.range(S, loop_unroll_factor=UNROLL):
+                left = phase_w + padding[1] - s * dilation[1]
+                if left % stride[1] == 0:
+                    ow = j + left // stride[1]
+                    seen = row_in & (ow >= 0) & (ow < out_width)
+                    g_pixel = tl.multiple_of(g_row + tl.where(seen, ow, 0) * g_strides[3], RUN)
+                    mask = seen[:, None] & c_in
+                    for m in range(MULTIPLIER):
+                        k = c * MULTIPLIER + m
+                        g_tile = tl.load(g + g_pixel[:, None] + k * g_strides[1], mask=mask, other=0.0)
+                        w_tap = tl.load(w + k * w_strides[0] + r * w_strides[2] + s * w_strides[3])
+                        total += g_tile.to(tl.float32) * w_tap.to(tl.float32)
+    x_pixel = n * x_strides[0] + tl.where(inside, h, 0) * x_strides[2] + tl.where(inside, v, 0) * x_strides[3]
+    x_offset = tl.multiple_of(x_pixel, RUN)[:, None] + c * x_strides[1]
+    tl.store(dx + x_offset, total.to(dx.dtype.element_ty), mask=inside[:, None] & c_in)
+
+
+@triton.jit
+def _weight_gradient_kernel(
+    g, x, dw, db,
+    height, width, out_height, out_width, filters, rectangles, rectangles_a_split, split_stride,
+    g_strides, x_strides, w_strides, stride, padding, dilation,
+    R: tl.constexpr, S: tl.constexpr, MULTIPLIER: tl.constexpr, BIAS: tl.constexpr, INDEX: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, TAPS: tl.constexpr, FILTERS: tl.constexpr, RUN: tl.constexpr,
+):  # fmt: skip
+    filter_blocks, tap_blocks = tl.cdiv(filters, FILTERS), tl.cdiv(S + BIAS, TAPS)
+    k, k_in = _channels(tl.program_id(0) % filter_blocks, filters, FILTERS, RUN, INDEX)
+    part = tl.program_id(0) // filter_blocks
+    s = part % tap_blocks * TAPS + tl.arange(0, TAPS)
+    r = part // tap_blocks % R
+    split = (part // tap_blocks // R).to(INDEX)
+    # the bias is one more tap of the first row: one that sees 1 everywhere
+    is_bias = (s == S) & (r == 0)
+    sees = tl.where(is_bias, 1.0, 0.0).to(x.dtype.element_ty)[:, None]
+    g_channel, x_channel = k * g_strides[1], k // MULTIPLIER * x_strides[1]
+
+    total = tl.zeros((ROWS * COLUMNS, TAPS, FILTERS), tl.float32)
+    start = split * rectangles_a_split
+    for unit in range(start, tl.minimum(start + rectangles_a_split, rectangles)):
+        n, oh, ow, pixel_in = _rectangle(unit, out_height, out_width, ROWS, COLUMNS, INDEX)
+        h = oh * stride[0] - padding[0] + r * dilation[0]
+        row_in = pixel_in & (h >= 0) & (h < height)
+        v = (ow * stride[1] - padding[1])[:, None] + s * dilation[1]
+        seen = row_in[:, None] & (s < S) & (v >= 0) & (v < width)
+        x_row = n * x_strides[0] + tl.where(row_in, h, 0) * x_strides[2]
+        x_pixel = tl.multiple_of(x_row[:, None] + tl.where(seen, v, 0) * x_strides[3], (RUN, RUN))
+        g_pixel = tl.multiple_of(n * g_strides[0] + oh * g_strides[2] + ow * g_strides[3], RUN)
+        # both of one shape: a thread has the two that it multiplies, none goes through shared memory
+        g_offset, x_offset = tl.broadcast(g_pixel[:, None, None] + g_channel, x_pixel[:, :, None] + x_channel)
+        g_tile = tl.load(g + g_offset, mask=pixel_in[:, None, None] & k_in, other=0.0)
+        x_tile = tl.load(x + x_offset, mask=seen[:, :, None] & k_in, other=sees)
+        total += g_tile.to(tl.float32) * x_tile.to(tl.float32)
+    taps = tl.sum(total, 0)
+    w_tap = r * w_strides[2] + tl.where(s < S, s, 0) * w_strides[3]
+    w_offset = split * split_stride + w_tap[:, None] + k * w_strides[0]
+    tl.store(dw + w_offset, taps.to(dw.dtype.element_ty), mask=(s < S)[:, None] & k_in)
+    if BIAS:
+        b_offset = split * split_stride + tl.zeros_like(s)[:, None] + k
+        tl.store(db + b_offset, taps.to(db.dtype.element_ty), mask=is_bias[:, None] & k_in)
+
+
+def _fitted(tile: Tile, height: int, width: int, channels: int, index: tl.dtype) -> tuple[int, int, int]:
+    # a block's rows, columns and channels, no larger than the image; 64-bit addresses take half the pixels' registers
+    pixels = tile.rows // 2 if index is tl.int64 else tile.rows
+    columns = min(_WIDTH, triton.next_power_of_2(width))
+    rows = min(pixels // columns, triton.next_power_of_2(height))
+    return rows, columns, min(tile.columns, triton.next_power_of_2(channels))
+
+
+def _run(block: int, channels: int, *images: Tensor) -> int:
+    # how many channels may be loaded at once: a divisor of their numbers and of every distance between pixels
+    distances = (image.stride(dim) for image in images for dim in (0, 2, 3) if image.shape[dim] > 1)
+    return math.gcd(block, channels, *distances)
+
+
+@in_float32_when_interpreted
+def forward(
+    outputs: Outputs,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    tile: Tile | None = None,
+) -> None:
+    """Write conv2d(input, weight, bias) into outputs[0], whatever its memory format; a tile may be forced."""
+    (output,) = outputs
+    images, channels, height, width = input.shape
+    filters, _, r, s = weight.shape
+    *_, out_height, out_width = output.shape
+    target = nearest(architecture(input))
+    tile = tile or choose(TILES[target], target, images * out_height * out_width, filters)
+    index = index_type(input, weight, output)
+    rows, columns, block = _fitted(tile, out_height, out_width, filters, index)
+    rectangles = images * triton.cdiv(out_height, rows) * triton.cdiv(out_width, columns)
+    with on_device(input):
+        _forward_kernel[(rectangles * triton.cdiv(filters, block),)](
+            input, weight, bias, output,
+            height, width, out_height, out_width, filters,
+            input.stride(), weight.stride(), 0 if bias is None else bias.stride(0), output.stride(),
+            tuple(stride), tuple(padding), tuple(dilation),
+            r, s, filters // channels, index,
+            rows, columns, block, _run(block, filters, input, output),
+            **tile.options(target),
+        )  # fmt: skip
+
+
+@in_float32_when_interpreted
+def input_gradient(
+    outputs: Outputs,
+    grad_output: Tensor,
+    weight: Tensor,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    tile: Tile | None = None,
+) -> None:
+    """Write the gradient with respect to conv2d's input into outputs[0]; a tile may be forced."""
+    (grad_input,) = outputs
+    images, channels, height, width = grad_input.shape
+    filters, _, r, s = weight.shape
+    phase_height, phase_width = triton.cdiv(height, stride[0]), triton.cdiv(width, stride[1])
+    phases = stride[0] * stride[1]
+    target = nearest(architecture(grad_output))
+    tile = tile or choose(TILES[target], target, images * phase_height * phase_width, channels, phases)
+    index = index_type(grad_output, weight, grad_input)
+    rows, columns, block = _fitted(tile, phase_height, phase_width, channels, index)
+    rectangles = images * triton.cdiv(phase_height, rows) * triton.cdiv(phase_width, columns)
+    with on_device(grad_output):
+        _input_gradient_kernel[(rectangles * phases * triton.cdiv(channels, block),)](
+            grad_output, weight, grad_input,
+            height, width, *grad_output.shape[2:], channels,
+            grad_output.stride(), weight.stride(), grad_input.stride(), tuple(stride), tuple(padding), tuple(dilation),
+            r, s, filters // channels, index,
+            rows, columns, block, _run(block, channels, grad_output, grad_input),
+            **tile.options(target),
+        )  # fmt: skip
+
+
+@in_float32_when_interpreted
+def weight_gradient(
+    outputs: Outputs,
+    grad_output: Tensor,
+    input: Tensor,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    tile: Tile | None = None,
+) -> None:
+    """Write the gradients with respect to conv2d's dense weight and, unless outputs[1] is empty, its bias.
+
+    A tile may be forced.
+    """
+    grad_weight, grad_bias = outputs
+    filters, _, r, s = grad_weight.shape
+    images, _, out_height, out_width = grad_output.shape
+    wants_bias = grad_bias.numel() > 0
+    target = nearest(architecture(input))
+    tile = tile or choose(WEIGHT_TILES[target], target, images * out_height * out_width, filters)
+    index = index_type(grad_output, input, grad_weight)
+    rows, columns, block = _fitted(tile, out_height, out_width, filters, index)
+    taps = min(tile.depth, triton.next_power_of_2(s + wants_bias))
+    rectangles = images * triton.cdiv(out_height, rows) * triton.cdiv(out_width, columns)
+    blocks = r * triton.cdiv(s + wants_bias, taps) * triton.cdiv(filters, block)
+    splits = _splits(blocks, rectangles, target)
+    parts = workspace(splits, grad_weight, grad_bias) if splits > 1 else grad_weight
+    with on_device(input):
+        _weight_gradient_kernel[(blocks * splits,)](
+            grad_output, input, parts, parts[:, grad_weight.numel() :] if splits > 1 else grad_bias,
+            *input.shape[2:], out_height, out_width, filters,
+            rectangles, triton.cdiv(rectangles, splits), parts.stride(0) if splits > 1 else 0,
+            grad_output.stride(), input.stride(), grad_weight.stride(), tuple(stride), tuple(padding), tuple(dilation),
+            r, s, filters // input.shape[1], wants_bias, index,
+            rows, columns, taps, block, _run(block, filters, grad_output, input),
+            **tile.options(target),
+        )  # fmt: skip
+    if splits > 1:
+        ordered_sum(parts, grad_weight, grad_bias)
+
+
+def _splits(blocks: int, rectangles: int, target: str) -> int:
+    # from the shape and the architecture alone: the same call has the same bits
+    return max(1, min(triton.cdiv(_BLOCKS * MULTIPROCESSORS[target], blocks), rectangles // _STEPS))

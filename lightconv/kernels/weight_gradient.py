@@ -1,0 +1,231 @@
+"""The gradients with respect to a convolution's weight and bias, one product over all pixels.
+
+    dw[filter, tap, channel] = sum over images and pixels of  g[pixel, filter] x x[pixel * stride + tap, channel]
+    db[filter]               = sum over images and pixels of  g[pixel, filter]
+
+The sum is long and the result is small: it is split over blocks, each writes its part into a float32 workspace, and a
+second kernel adds the parts in their order. The number of parts follows from the sizes alone. No atomics: the same
+bits every time. Where a pooling followed the convolution, `g` is the pooled map's gradient and a byte an element names
+the pixel it belongs to: the loader expands it.
+
+A step of the loop takes a rectangle of pixels, so that the rows and columns it reads are found by counting, without
+division. Few channels are flattened with their taps into the columns of the product.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lightconv.kernels import implicit_gemm
+from lightconv.kernels.implicit_gemm import FLATTENED_BELOW, KILLED, Pair, columns_of, strides_of
+from lightconv.kernels.launch import (
+    Outputs,
+    architecture,
+    dot_precision,
+    in_float32_when_interpreted,
+    index_type,
+    on_device,
+)
+from lightconv.kernels.ordered_sum import ordered_sum, workspace
+from lightconv.kernels.tiles import MULTIPROCESSORS, Table, Tile, arithmetic, fitting, nearest
+
+# rows are filters, columns are channels of a tap, depth is pixels
+_TILES = {
+    "half": (Tile(128, 128, 32, 8, 3), Tile(64, 64, 32, 4, 3), Tile(64, 32, 32, 4, 3)),
+    "tf32": (Tile(64, 64, 32, 8, 2), Tile(64, 32, 32, 4, 2)),
+    "ieee": (Tile(64, 32, 16, 8, 2),),
+}
+TILES: Table = {a: {kind: _TILES[kind] for kind in kinds} for a, kinds in implicit_gemm.TILES.items()}
+# a column knows its own tap, which takes registers
+_FLATTENED_TILES = {
+    "half": (Tile(64, 32, 32, 4, 1),),
+    "tf32": (Tile(64, 32, 32, 4, 1),),
+    "ieee": (Tile(64, 32, 16, 8, 1),),
+}
+FLATTENED_TILES: Table = {a: {kind: _FLATTENED_TILES[kind] for kind in kinds} for a, kinds in TILES.items()}
+
+
+@triton.jit
+def _kernel(
+    g, g_strides, code, code_strides, x, x_strides, x_size, dw, dw_strides, dw_group, db, split_stride,
+    images, size, channels, filters, stride, padding, dilation, blocks, units,
+    R: tl.constexpr, S: tl.constexpr, POOL_H: tl.constexpr, POOL_W: tl.constexpr, EXPANDED: tl.constexpr,
+    FLATTENED: tl.constexpr, BIAS: tl.constexpr, EVEN_FILTERS: tl.constexpr, EVEN_CHANNELS: tl.constexpr,
+    INDEX: tl.constexpr, PRECISION: tl.constexpr,
+    PATCH_W: tl.constexpr, FILTERS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    # blocks that read the same pixels follow each other
+    column_block = tl.program_id(0) % blocks[0]
+    filter_block = tl.program_id(0) // blocks[0] % blocks[1]
+    group = (tl.program_id(0) // blocks[0] // blocks[1] % blocks[2]).to(INDEX)
+    split = tl.program_id(0) // blocks[0] // blocks[1] // blocks[2]
+    k, k_in = columns_of(filter_block * FILTERS, filters, FILTERS, EVEN_FILTERS, INDEX)
+    if FLATTENED:
+        t, c_in = columns_of(column_block * COLUMNS, R * S * channels, COLUMNS, False, INDEX)
+        c, r, s = t % channels, (t // channels // S)[None, :], (t // channels % S)[None, :]
+    else:
+        channel_blocks = tl.cdiv(channels, COLUMNS)
+        tap = column_block // channel_blocks
+        c, c_in = columns_of(column_block % channel_blocks * COLUMNS, channels, COLUMNS, EVEN_CHANNELS, INDEX)
+        r, s = tap // S, tap % S
+    g_filter = ((group * filters + k) * g_strides[1])[None, :]
+    x_channel = ((group * channels + c) * x_strides[1])[None, :]
+
+    PATCH_H: tl.constexpr = DEPTH // PATCH_W
+    down = tl.cdiv(size[0], PATCH_H)
+    pixel = tl.arange(0, DEPTH)
+    accumulator = tl.zeros((FILTERS, COLUMNS), tl.float32)
+    bias = tl.zeros((DEPTH, FILTERS), tl.float32)
+    first = split * units
+    for unit in range(first, tl.minimum(first + units, images * down)):
+        n = tl.full((), 0, INDEX) + unit // down
+        i = unit % down * PATCH_H + pixel // PATCH_W
+        i_in = i < size[0]
+        i = tl.where(i_in, i, 0).to(INDEX)
+        h = (i * stride[0] - padding[0])[:, None] + r * dilation[0]
+        h_in = i_in[:, None] & c_in[None, :] & (h >= 0) & (h < x_size[0])
+        x_row = n * x_strides[0] + tl.where(h_in, h, 0) * x_strides[2] + x_channel
+        for left in range(0, size[1], PATCH_W):
+            j = left + pixel % PATCH_W
+            pixel_in = i_in & (j < size[1])
+            j = tl.where(pixel_in, j, 0).to(INDEX)
+            v = (j * stride[1] - padding[1])[:, None] + s * dilation[1]
+            x_in = h_in & pixel_in[:, None] & (v >= 0) & (v < x_size[1])
+            x_tile = tl.load(x + x_row + tl.where(x_in, v, 0) * x_strides[3], mask=x_in, other=0.0)
+            g_in = pixel_in[:, None] & k_in[None, :]
+            g_pixel = n * g_strides[0] + i // POOL_H * g_strides[2] + j // POOL_W * g_strides[3]
+            g_tile = tl.load(g + g_pixel[:, None] + g_filter, mask=g_in, other=0.0)
+            if EXPANDED:
+                byte = n * code_strides[0] + i // POOL_H * code_strides[2] + j // POOL_W * code_strides[3]
+                byte = byte[:, None] + ((group * filters + k) * code_strides[1])[None, :]
+                winner = tl.load(code + byte, mask=g_in, other=KILLED)
+                at = (i % POOL_H * POOL_W + j % POOL_W).to(tl.uint8)
+                g_tile = tl.where(winner == at[:, None], g_tile, 0.0).to(g_tile.dtype)
+            accumulator = tl.dot(tl.trans(g_tile), x_tile, accumulator, input_precision=PRECISION)
+            if BIAS and column_block == 0:
+                bias += g_tile.to(tl.float32)
+
+    dw += split.to(tl.int64) * split_stride
+    tap_offset = r * dw_strides[2] + s * dw_strides[3]
+    dw_offset = group * dw_group + (k * dw_strides[0])[:, None] + (c * dw_strides[1])[None, :] + tap_offset
+    tl.store(dw + dw_offset, accumulator.to(dw.dtype.element_ty), mask=k_in[:, None] & c_in[None, :])
+    if BIAS:
+        db += split.to(tl.int64) * split_stride
+        stored = k_in & (column_block == 0)
+        tl.store(db + group * filters + k, tl.sum(bias, 0).to(db.dtype.element_ty), mask=stored)
+
+
+class Plan(NamedTuple):
+    """How the product will be computed."""
+
+    tile: Tile
+    flattened: bool
+    patch_w: int
+    blocks: tuple[int, int, int]  # columns, filters, groups
+    units: int  # rows of rectangles that a part sums
+    splits: int
+
+
+def plan(
+    images: int,
+    size: Pair,
+    weight_shape: Sequence[int],
+    groups: int,
+    architecture: str,
+    kind: str,
+    tile: Tile | None = None,
+) -> Plan:
+    """Choose tile, rectangle and number of parts from the sizes alone.
+
+    Args:
+        images: of the batch.
+        size: of the convolution's map.
+        weight_shape: filters, channels of a group, taps down and across.
+        groups: of the convolution.
+        architecture: one of `tiles.ARCHITECTURES`.
+        kind: "half", "tf32" or "ieee".
+        tile: asked for; the table's otherwise.
+    """
+    filters, channels, r, s = weight_shape
+    filters //= groups
+    flattened = channels < FLATTENED_BELOW
+    columns = r * s * channels if flattened else channels
+    if tile is None:  # the largest that fits: the parts fill the GPU
+        table = FLATTENED_TILES if flattened else TILES
+        tile = fitting(table[architecture][kind], filters, columns)[0]
+    column_blocks = triton.cdiv(columns, tile.columns) * (1 if flattened else r * s)
+    blocks = (column_blocks, triton.cdiv(filters, tile.rows), groups)
+    patch_w = min(triton.next_power_of_2(size[1]), tile.depth)
+    rows = images * triton.cdiv(size[0], tile.depth // patch_w)
+    sums = images * math.prod(size) // (r * s * min(filters, channels) * groups)
+    units = triton.cdiv(rows, max(1, min(rows, parts_of(math.prod(blocks), sums, architecture))))
+    return Plan(tile, flattened, patch_w, blocks, units, triton.cdiv(rows, units))
+
+
+def parts_of(blocks: int, pixels_a_term: int, architecture: str) -> int:
+    """Into how many parts the sum is split: two blocks for every multiprocessor, where that many pay.
+
+    Args:
+        blocks: that one part takes.
+        pixels_a_term: how many elements of the operands are read for each element of the result; more parts than that
+            would take longer to write than the operands to read.
+        architecture: one of `tiles.ARCHITECTURES`.
+    """
+    return min(triton.cdiv(2 * MULTIPROCESSORS[architecture], blocks), pixels_a_term)
+
+
+@in_float32_when_interpreted
+def weight_gradient(
+    outputs: Outputs,
+    grad_output: Tensor,
+    code: Tensor | None,
+    input: Tensor,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    pool: Pair = (1, 1),
+    tile: Tile | None = None,
+) -> None:
+    """Write the gradients with respect to the convolution's weight and, unless it is empty, its bias.
+
+    Args:
+        outputs: the weight's and the bias's gradient, the first dense in memory.
+        grad_output: of the convolution; of the pooled map, before its activation, where there is a code.
+        code: the bytes that the pooled convolution wrote.
+        input: the images.
+        stride: of the convolution.
+        padding: of the convolution.
+        dilation: of the convolution.
+        groups: of the convolution.
+        pool: size of the pooling windows.
+        tile: instead of the table's.
+    """
+    grad_weight, grad_bias = outputs
+    target = nearest(architecture(input))
+    precision = dot_precision(input.dtype, target)
+    expansion = pool if code is not None else (1, 1)
+    size = (grad_output.shape[2] * expansion[0], grad_output.shape[3] * expansion[1])
+    kind = arithmetic(input.dtype, precision)
+    chosen = plan(input.shape[0], size, grad_weight.shape, groups, target, kind, tile)
+    tile, filters, channels = chosen.tile, grad_weight.shape[0] // groups, grad_weight.shape[1]
+    parts = workspace(chosen.splits, grad_weight, grad_bias) if chosen.splits > 1 else None
+    weight_part, bias_part = (grad_weight, grad_bias) if parts is None else (parts, parts[:, grad_weight.numel() :])
+    coded = [] if code is None else [code]
+    with on_device(input):
+        _kernel[(math.prod(chosen.blocks) * chosen.splits,)](
+            grad_output, grad_output.stride(), code, strides_of(code), input, input.stride(), tuple(input.shape[2:]),
+            weight_part, grad_weight.stride(), grad_weight.stride(0) * filters,
+            bias_part if grad_bias.numel() else None, 0 if parts is None else parts.shape[1],
+            input.shape[0], size, channels, filters, stride, padding, dilation, chosen.blocks, chosen.units,
+            *grad_weight.shape[2:], *expansion, code is not None,
+            chosen.flattened, grad_bias.numel() > 0, filters % tile.rows == 0, channels % tile.columns == 0,
+            index_type(grad_output, input, grad_weight, *coded), precision,
+            chosen.patch_w, tile.rows, tile.columns, tile.depth, **tile.options(target),
+        )  # fmt: skip
+    if parts is not None:
+        ordered_sum(parts, grad_weight, grad_bias)

@@ -1,0 +1,130 @@
+"""Random convolution blocks of small integers, and what it means that one kernel computes them right."""
+
+import random
+from typing import NamedTuple
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import lightconv as lc
+from lightconv.functional import ACTIVATIONS
+from lightconv.kernels import launch
+from lightconv.kernels.tiles import ARCHITECTURES
+from lightconv.operators import conv_block as operator
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+LAYOUTS = ["contiguous", "channels_last", "sliced", "expanded"]
+SPECIAL = [float("nan"), float("inf"), -float("inf")]
+EXACT = {"identity", "relu"}
+
+
+class Block(NamedTuple):
+    """A call of conv_block, and the architecture whose tiles and loaders serve it."""
+
+    input: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    activation: str
+    pool: tuple[int, int]
+    architecture: str
+
+    def by_torch(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Convolution, activation, pooling; pooling first where rounding makes activations of a window equal."""
+        maps = F.conv2d(input, weight, bias, *self[3:7])
+        activate = ACTIVATIONS[self.activation]
+        result, after = F.max_pool2d(activate(maps), self.pool, return_indices=True)
+        pooled, before = F.max_pool2d(maps, self.pool, return_indices=True)
+        if self.activation in EXACT or torch.equal(before, after):
+            return result
+        torch.testing.assert_close(activate(pooled), result, rtol=0, atol=0, equal_nan=True)
+        return activate(pooled)
+
+
+def random_block(seed: int) -> Block:
+    """Draw a block; the same for the same seed."""
+    draw = random.Random(seed)
+    torch.manual_seed(seed)
+    number = draw.randint
+    dense = draw.random() < 0.3  # a shape that tensor descriptors can load
+    groups, pool = number(1, 3), (number(1, 3), number(1, 3))
+    channels = draw.choice([16, 32]) if dense else number(1, 5)
+    filters = draw.choice([16, 32]) if dense else number(1, 5)
+    kernel = (number(1, 3), number(1, 3))
+    stride, dilation = ((1, 1), (1, 1)) if dense else ((number(1, 3), number(1, 3)), (number(1, 3), number(1, 3)))
+    padding = (number(0, 3), number(0, 3))
+    image = [
+        max(1, d * (k - 1) + 1 - 2 * p + (q - 1) * s) + number(0, 5)
+        for k, d, p, q, s in zip(kernel, dilation, padding, pool, stride, strict=True)
+    ]
+    dtype = draw.choice(DTYPES)
+    x = laid_out(integers(number(1, 2), groups * channels, *image).to(dtype), draw.choice(LAYOUTS))
+    w = laid_out(integers(groups * filters, channels, *kernel).to(dtype), draw.choice(LAYOUTS))
+    b = laid_out(integers(1, 1, 1, groups * filters).to(dtype), draw.choice(LAYOUTS)).flatten()
+    b = draw.choice([None, b, b[:1].expand_as(b)])
+    if draw.random() < 0.2:
+        x = x.clone(memory_format=torch.preserve_format)
+        x.flatten()[number(0, x.numel() - 1)] = draw.choice(SPECIAL)
+    activation, architecture = draw.choice(list(operator.NON_DECREASING)), draw.choice(ARCHITECTURES)
+    return Block(x, w, b, stride, padding, dilation, groups, activation, pool, architecture)
+
+
+def integers(*shape: int) -> Tensor:
+    return torch.randint(-3, 4, shape)
+
+
+def laid_out(tensor: Tensor, layout: str) -> Tensor:
+    """The same values in another arrangement in memory (one image repeated, for "expanded")."""
+    if layout == "channels_last":
+        return tensor.contiguous(memory_format=torch.channels_last)
+    if layout == "sliced":
+        return F.pad(tensor, (1, 2, 1, 0)).repeat_interleave(2, -1)[..., 1:, 2:-4:2]
+    if layout == "expanded":
+        return tensor[:1].expand_as(tensor)
+    return tensor
+
+
+def check(block: Block) -> bool:
+    """Assert that the fused kernels equal convolution, activation and pooling by torch, values and gradients.
+
+    Returns:
+        Whether gradients were compared: they are where all numbers are finite.
+    """
+    tensors = [None if t is None else t.detach().requires_grad_() for t in block[:3]]
+    needed = [t for t in tensors if t is not None]
+    expected = block.by_torch(*tensors)
+    cotangent = torch.randint(-2, 3, expected.shape).to(expected.dtype)
+    with lc.use_backend("triton"), mock.patch.object(launch, "INTERPRETED_AS", block.architecture):
+        window = lc.operators.geometry.Window(*block[3:6])
+        assert operator.refusal(*tensors, window, *block[6:9]) is None or depthwise(block)
+        actual = lc.functional.conv_block(*tensors, *block[3:9])
+        gradients = torch.autograd.grad(actual, needed, cotangent)
+    assert_close(actual, expected, exactly=block.activation in EXACT)
+    assert moving_strides(actual) == moving_strides(expected)
+    if not all(t.isfinite().all() for t in (expected, *needed)):
+        return False
+    for ours, torchs in zip(gradients, torch.autograd.grad(expected, needed, cotangent), strict=True):
+        assert_close(ours, torchs, exactly=block.activation in EXACT)
+    return True
+
+
+def assert_close(actual: Tensor, expected: Tensor, exactly: bool) -> None:
+    """Equal, or as near as sums of rounded products in another order come."""
+    finite = expected[expected.isfinite()].abs()
+    tolerance = 0 if exactly else 16 * torch.finfo(expected.dtype).eps
+    scale = float(finite.max()) if finite.numel() else 0
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
+
+
+def moving_strides(tensor: Tensor) -> list[int]:
+    """The strides that say where elements are: those along more than one element."""
+    return [stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
+
+
+def depthwise(block: Block) -> bool:
+    return block.groups > 1 and block.weight.shape[1] == 1

@@ -1,0 +1,54 @@
+"""Run many random convolution blocks through the fused kernels in Triton's interpreter: `make fuzz`.
+
+Case n is the same on every machine. A failure prints its number: `python tests/fuzz.py --first n --cases 1` repeats it.
+"""
+
+import argparse
+import os
+import sys
+import traceback
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+
+def run(case: int) -> tuple[int, bool, str]:
+    """Check one case: its number, whether gradients were compared, and what went wrong."""
+    from blocks import check, random_block
+
+    try:
+        return case, check(random_block(case)), ""
+    except Exception:
+        return case, False, traceback.format_exc()
+
+
+def prepare() -> None:
+    """Interpret kernels, on one thread, without repeating integer arithmetic in 64 bits."""
+    os.environ.update(TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
+    sys.path.insert(0, str(Path(__file__).parent))
+    from conftest import interpret_without_overflow_checks
+
+    interpret_without_overflow_checks()
+
+
+def main() -> int:
+    """Check cases first .. first + cases - 1 on all cores."""
+    from rich.progress import track
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--first", type=int, default=0, help="number of the first case")
+    parser.add_argument("--cases", type=int, default=20_000, help="how many")
+    options = parser.parse_args()
+    numbers = range(options.first, options.first + options.cases)
+    compared = failed = 0
+    with ProcessPoolExecutor(initializer=prepare) as pool:
+        for case, gradients, error in track(pool.map(run, numbers, chunksize=10), "fuzzing", len(numbers)):
+            compared += gradients
+            if error:
+                failed += 1
+                print(f"case {case} failed:\n{error}")
+    print(f"cases {numbers[0]} to {numbers[-1]}: {failed} failed; gradients compared in {compared}")
+    return failed > 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,220 @@
+"""Every tile of the convolution's tables: exact in the interpreter, sound in machine code."""
+
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lightconv.kernels import implicit_gemm, launch, weight_gradient
+from lightconv.kernels.tiles import Tile, choose, fitting, nearest
+from lightconv.operators import codes
+
+DTYPES = {"half": torch.float16, "tf32": torch.float32, "ieee": torch.float32}
+SHARED = {"sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_120": 99, "gfx942": 64}  # KiB
+MATRIX_INSTRUCTION = {"sm_90": "HGMMA", "sm_100": "UTC[A-Z]*MMA", "gfx942": "v_mfma"}  # HMMA elsewhere
+DESCRIBED = {"sm_90", "sm_100", "sm_120"}
+
+
+@pytest.fixture
+def precision():
+    """Torch's switch between TF32 and full precision, put back afterwards."""
+    switch = torch.backends.cudnn.conv
+    before = switch.fp32_precision
+    yield lambda kind: setattr(switch, "fp32_precision", "ieee" if kind == "ieee" else "tf32")
+    switch.fp32_precision = before
+
+
+def table_tiles(table):
+    return [(a, kind, tile) for a, kinds in table.items() for kind, tiles in kinds.items() for tile in tiles]
+
+
+def different(table):
+    """Each tile once for the loaders it can meet: the interpreter knows no other difference."""
+    seen = {(a in DESCRIBED, kind, tile): (a, kind, tile) for a, kind, tile in table_tiles(table)}
+    return list(seen.values())
+
+
+def integers(*shape, dtype=torch.float32):
+    return torch.randint(-3, 4, shape).to(dtype)
+
+
+def last(tensor):
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def block(channels, filters, dtype, pool=(2, 2)):
+    """Random images, filters, offsets, and by torch the pooled map, its bytes and its gradient before pooling."""
+    torch.manual_seed(0)
+    x, w, b = integers(2, channels, 10, 14), integers(filters, channels, 3, 3), integers(filters)
+    maps = F.conv2d(x, w, b, 1, 1)
+    values, code = codes.pooled_with_code(maps, pool, relu=True)
+    grad = integers(*values.shape)
+    expanded = codes.expanded(grad, code, pool, maps.shape[2:])
+    return [last(t.to(dtype)) if t.dim() == 4 else t.to(dtype) for t in (x, w, b, values.relu(), grad, expanded)], code
+
+
+@pytest.mark.parametrize(("architecture", "kind", "tile"), different(implicit_gemm.TILES))
+@pytest.mark.parametrize("channels", [16, 40])
+def test_every_tile_is_exact(architecture, kind, tile, channels, monkeypatch, precision):
+    monkeypatch.setattr(launch, "INTERPRETED_AS", architecture)
+    precision(kind)
+    (x, w, b, result, grad, expanded), code = block(channels, 24, DTYPES[kind])
+    window = ((1, 1), (1, 1), (1, 1), 1)
+    y, bytes_ = torch.empty_like(result), torch.empty_like(code)
+    implicit_gemm.forward((y, bytes_), x, w, b, *window, "relu", (2, 2), tile=tile)
+    assert torch.equal(y, result)
+    assert torch.equal(bytes_, code)
+    expected = torch.nn.grad.conv2d_input(x.shape, w.float(), expanded.float(), *window)
+    for given, byte in ((grad, code), (expanded, None)):
+        dx = torch.empty_like(x)
+        implicit_gemm.input_gradient((dx,), given, byte, w, *window, (2, 2), tile=tile)
+        assert torch.equal(dx, expected.to(x.dtype))
+    strided = ((3, 2), (1, 2), (2, 1), 1)
+    g = last(integers(*F.conv2d(x.float(), w.float(), None, *strided).shape, dtype=x.dtype))
+    implicit_gemm.input_gradient((dx,), g, None, w, *strided, tile=tile)
+    assert torch.equal(dx, torch.nn.grad.conv2d_input(x.shape, w.float(), g.float(), *strided).to(x.dtype))
+
+
+@pytest.mark.parametrize(("architecture", "kind", "tile"), different(implicit_gemm.FLATTENED_TILES))
+def test_every_flattened_tile_is_exact(architecture, kind, tile, monkeypatch, precision):
+    monkeypatch.setattr(launch, "INTERPRETED_AS", architecture)
+    precision(kind)
+    (x, w, b, result, *_), code = block(5, 24, DTYPES[kind])
+    y, bytes_ = torch.empty_like(result), torch.empty_like(code)
+    implicit_gemm.forward((y, bytes_), x, w, b, (1, 1), (1, 1), (1, 1), 1, "relu", (2, 2), tile=tile)
+    assert torch.equal(y, result)
+    assert torch.equal(bytes_, code)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kind", "tile", "channels"),
+    [(*t, 40) for t in different(weight_gradient.TILES)]
+    + [(*t, 5) for t in different(weight_gradient.FLATTENED_TILES)],
+)
+@pytest.mark.parametrize("splits", [1, 3])
+def test_every_weight_tile_is_exact(architecture, kind, tile, channels, splits, monkeypatch, precision):
+    monkeypatch.setattr(launch, "INTERPRETED_AS", architecture)
+    monkeypatch.setattr(weight_gradient, "parts_of", lambda *_: splits)
+    precision(kind)
+    (x, w, b, _, grad, expanded), code = block(channels, 24, DTYPES[kind])
+    window = ((1, 1), (1, 1), (1, 1), 1)
+    exact = torch.nn.grad.conv2d_weight(x.float(), w.shape, expanded.float(), *window)
+    for given, byte in ((grad, code), (expanded, None)):
+        dw, db = torch.empty_like(w), torch.empty_like(b)
+        weight_gradient.weight_gradient((dw, db), given, byte, x, *window, (2, 2), tile=tile)
+        assert torch.equal(dw, exact.to(w.dtype))
+        assert torch.equal(db, expanded.float().sum((0, 2, 3)).to(b.dtype))
+
+
+def test_the_largest_tile_that_fills_the_gpu_is_chosen():
+    large, middle, small = tiles = (Tile(128, 128, 32, 8, 3), Tile(128, 64, 32, 4, 3), Tile(64, 16, 32, 4, 3))
+    assert choose(tiles, "sm_80", 10**6, 256) == large
+    assert choose(tiles, "sm_80", 10**6, 64) == middle, "no wider than the product"
+    assert choose(tiles, "sm_80", 128 * 60, 128) == middle, "60 large tiles do not fill 108 multiprocessors"
+    assert choose(tiles, "sm_80", 128, 128) == small
+    assert choose(tiles, "sm_80", 128, 128, products=108) == large
+    assert fitting(tiles, 20, 6) == [small], "the smallest where all are larger"
+
+
+def test_a_newer_gpu_takes_the_nearest_older_tiles():
+    assert [nearest(a) for a in ("sm_90", "sm_103", "sm_87", "sm_121", "gfx950")] == [
+        "sm_90", "sm_100", "sm_86", "sm_120", "gfx942",
+    ]  # fmt: skip
+
+
+# machine code, `pytest -m compile`
+
+
+def meta(*shape, dtype, channels_last=True, far=False):
+    strides = list(torch.empty(shape, device="meta").stride())
+    if len(shape) == 4 and channels_last:
+        _, c, h, w = shape
+        strides = [h * w * c, 1, w * c, c]
+    if far:  # the first and the last image more than 2**31 elements apart
+        strides[0] = 2**31
+    return torch.empty_strided(shape, strides, dtype=dtype, device="meta")
+
+
+def forward(tile, dtype, channels=128, filters=128, pool=(2, 2), stride=(1, 1), **layout):
+    size = [58 // s // p for s, p in zip(stride, pool, strict=True)]
+    x, y = meta(8, channels, 58, 58, dtype=dtype, **layout), meta(8, filters, *size, dtype=dtype)
+    w, b = (
+        meta(filters, channels, 3, 3, dtype=dtype, channels_last=layout.get("channels_last", True)),
+        meta(filters, dtype=dtype),
+    )
+    outputs = (y, y.to(torch.uint8)) if pool != (1, 1) else (y,)
+    activation = "relu" if pool != (1, 1) else "identity"
+    return implicit_gemm.forward, (outputs, x, w, b, stride, (1, 1), (1, 1), 1, activation, pool), tile
+
+
+def gradient(tile, dtype, expanded, stride=(1, 1), far=False):
+    x, w = meta(8, 128, 56, 56, dtype=dtype), meta(128, 128, 3, 3, dtype=dtype)
+    size = 28 if expanded else 56 // stride[0]
+    g = meta(8, 128, size, size, dtype=dtype, far=far)
+    code = g.to(torch.uint8) if expanded else None
+    return implicit_gemm.input_gradient, ((x,), g, code, w, stride, (1, 1), (1, 1), 1, (2, 2)), tile
+
+
+def weights(tile, dtype, channels=128, expanded=False, far=False):
+    x, w = meta(8, channels, 56, 56, dtype=dtype, far=far), meta(128, channels, 3, 3, dtype=dtype)
+    g = meta(8, 128, 28, 28, dtype=dtype) if expanded else meta(8, 128, 56, 56, dtype=dtype)
+    code = g.to(torch.uint8) if expanded else None
+    window = ((1, 1), (1, 1), (1, 1), 1)
+    return weight_gradient.weight_gradient, ((w, meta(128, dtype=dtype)), g, code, x, *window, (2, 2)), tile
+
+
+# by name: the call, the table it takes its tiles from, and whether a few of them stand for all in `make test`
+CALLS = {
+    "fused": (forward, implicit_gemm.TILES, True),
+    "plain, uneven": (
+        lambda t, d: forward(t, d, 72, 72, (1, 1), (2, 2), channels_last=False),
+        implicit_gemm.TILES,
+        False,
+    ),
+    "fused, far": (lambda t, d: forward(t, d, 72, 72, far=True), implicit_gemm.TILES, False),
+    "fused, flattened": (lambda t, d: forward(t, d, 3, 64), implicit_gemm.FLATTENED_TILES, True),
+    "flattened, far": (lambda t, d: forward(t, d, 3, 60, far=True), implicit_gemm.FLATTENED_TILES, False),
+    "gradient": (lambda t, d: gradient(t, d, False), implicit_gemm.TILES, False),
+    "gradient, strided": (lambda t, d: gradient(t, d, False, (2, 2)), implicit_gemm.TILES, False),
+    "gradient, expanded": (lambda t, d: gradient(t, d, True), implicit_gemm.TILES, True),
+    "gradient, far": (lambda t, d: gradient(t, d, True, far=True), implicit_gemm.TILES, False),
+    "weights": (weights, weight_gradient.TILES, False),
+    "weights, expanded": (lambda t, d: weights(t, d, expanded=True), weight_gradient.TILES, True),
+    "weights, far": (lambda t, d: weights(t, d, 72, True, far=True), weight_gradient.TILES, False),
+    "weights, flattened": (lambda t, d: weights(t, d, 6, True), weight_gradient.FLATTENED_TILES, True),
+    "weights, flattened, far": (lambda t, d: weights(t, d, 3, True, far=True), weight_gradient.FLATTENED_TILES, False),
+}
+
+
+def compilations():
+    cases = []
+    for name, (_, table, few) in CALLS.items():
+        for architecture, kind, tile in table_tiles(table):
+            representative = few and tile == table[architecture][kind][0] and kind != "ieee"
+            marks = [pytest.mark.compile] + [] * representative + [pytest.mark.every_tile] * (not representative)
+            label = f"{name}-{architecture}-{kind}-{tile.rows}x{tile.columns}x{tile.depth}"
+            cases.append(pytest.param(name, architecture, kind, tile, marks=marks, id=label))
+    return cases
+
+
+@pytest.mark.parametrize(("name", "architecture", "kind", "tile"), compilations())
+def test_every_tile_compiles(name, architecture, kind, tile, precision):
+    from compiling import compile_launches, index_arithmetic
+
+    precision(kind)
+    launcher, arguments, tile = CALLS[name][0](tile, DTYPES[kind])
+    kernel = compile_launches(launcher, *arguments, architecture=architecture, tile=tile)[0]
+    assert kernel.stack == 0, f"{kernel.stack} bytes spilled at {kernel.registers} registers"
+    assert kernel.shared <= SHARED[architecture] * 1024
+    assert index_arithmetic(kernel) == (64 if "far" in name else 32)
+    multiplies = re.search(MATRIX_INSTRUCTION.get(architecture, "HMMA"), kernel.sass)
+    if kind != "ieee":
+        assert multiplies, "no matrix instruction"
+        assert len(re.findall("FFMA", kernel.sass)) < 32, "products without matrix instructions"
+    elif architecture.startswith("sm_"):
+        assert not multiplies, "a matrix instruction where full precision was asked for"
+    if name == "fused" and architecture in DESCRIBED and kind != "ieee":
+        assert "UTMALDG" in kernel.sass, "no tensor memory access"
+    if name in {"fused", "gradient, expanded"} and architecture == "sm_80":
+        assert not re.search(r"LDGSTS\.E(\.LTC128B)? ", kernel.sass), "loads of single elements"

@@ -1,0 +1,54 @@
+"""Max-pooling's kernels compile without spills, and read neighbouring channels at once."""
+
+import re
+
+import pytest
+import torch
+
+from lightconv.kernels import max_pooling
+from lightconv.kernels.tiles import ARCHITECTURES
+
+pytestmark = pytest.mark.compile
+
+
+def pooling_launches(architecture, dtype, channels_last, indices, images=8):
+    """Both kernels of a 3x3 max-pooling with stride 2 of 64 channels, as ResNet's."""
+    from compiling import compile_launches
+
+    def empty(*size, dtype=dtype):
+        memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        return torch.empty(size, dtype=getattr(torch, dtype), device="meta", memory_format=memory_format)
+
+    x, y = empty(images, 64, 112, 112), empty(images, 64, 56, 56)
+    where = empty(*y.shape, dtype="int64" if indices else "uint8")
+    window = ((3, 3), (2, 2), (1, 1), (1, 1), channels_last)
+    forward = compile_launches(max_pooling.forward, (y, where), x, *window, architecture=architecture)
+    return forward + compile_launches(max_pooling.backward, (x,), y, where, *window, architecture=architecture)
+
+
+@pytest.mark.parametrize("indices", [False, True])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_max_pooling(architecture, dtype, channels_last, indices):
+    from compiling import index_arithmetic
+
+    for kernel in pooling_launches(architecture, dtype, channels_last, indices):
+        assert kernel.stack == 0, f"{kernel.name}: {kernel.stack} bytes spilled at {kernel.registers} registers"
+        if architecture.startswith("gfx"):
+            continue
+        loads = set(re.findall(r"LDG\.E\S*", kernel.sass))
+        neighbours = {"LDG.E.128", "LDG.E.64"} if dtype == "float16" else {"LDG.E.128", "LDG.E"}  # values, and bytes
+        assert not channels_last or loads <= neighbours, f"{kernel.name}: channels are not read 16 bytes at a time"
+        assert not channels_last or "LDG.E.128" in loads
+        assert index_arithmetic(kernel) == 32, "64-bit addresses where 32 bits reach"
+
+
+@pytest.mark.parametrize("indices", [False, True])
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
+def test_max_pooling_beyond_32_bits(architecture, indices):
+    from compiling import index_arithmetic
+
+    for kernel in pooling_launches(architecture, "float16", True, indices, images=2**12):
+        assert kernel.stack == 0, f"{kernel.name}: {kernel.stack} bytes spilled at {kernel.registers} registers"
+        assert index_arithmetic(kernel) == 64

@@ -1,0 +1,302 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from blocks import check, random_block
+from support import assert_same, assert_same_gradients, leaves
+
+import lightconv as lc
+from lightconv.functional import ACTIVATIONS
+from lightconv.kernels import launch
+from lightconv.operators import codes
+from lightconv.operators import conv_block as operator
+from lightconv.operators.geometry import Window
+
+CASES, CHUNKS = 2000, 40
+NAN, INF = float("nan"), float("inf")
+WINDOW = [(1, 1), (1, 1), (1, 1), 1]
+
+
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_equals_its_parts_on_random_geometry(chunk):
+    compared = [check(random_block(seed)) for seed in range(chunk, CASES, CHUNKS)]
+    assert sum(compared) > len(compared) / 2, "gradients were hardly compared"
+
+
+def parts(x, w, b, activation, pool, **options):
+    return F.max_pool2d(ACTIVATIONS[activation](F.conv2d(x, w, b, **options)), pool)
+
+
+def integers(*shape, device="cpu", dtype=torch.float32):
+    return torch.randint(-3, 4, shape, device=device).to(dtype).requires_grad_()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("pool", [2, (3, 2)])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_is_exact_on_small_integers(device, kernels, dtype, pool, channels_last):
+    torch.manual_seed(0)
+    x, w, b = (integers(*s, device=device, dtype=dtype) for s in [(2, 16, 13, 12), (24, 16, 3, 3), (24,)])
+    if channels_last:
+        x = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+    ours = lc.functional.conv_block(x, w, b, padding=1, pool=pool)
+    torchs = parts(x, w, b, "relu", pool, padding=1)
+    assert_same(ours, torchs, exactly=True)
+    assert_same_gradients(ours, torchs, [x, w, b], exactly=True)
+
+
+@pytest.mark.parametrize("activation", operator.NON_DECREASING)
+@pytest.mark.parametrize(
+    "window",
+    [
+        [1, 1, 1, 1],
+        [0, -1, -2, -3],
+        [1, NAN, 2, 3],
+        [NAN, 5, NAN, INF],
+        [-INF, -INF, -INF, -INF],
+        [-INF, -1, INF, INF],
+    ],
+)
+def test_ties_nan_and_infinities(device, kernels, activation, window):
+    x = torch.tensor(window, dtype=torch.float32, device=device).view(1, 1, 2, 2).requires_grad_()
+    w = torch.ones(1, 1, 1, 1, device=device)
+    ours = lc.functional.conv_block(x, w, activation=activation, pool=2)
+    torch.testing.assert_close(ours, parts(x, w, None, activation, 2), equal_nan=True)
+    # after tanh and sigmoid, torch multiplies the zero gradient of every other NaN by NaN: pool first
+    assert_same_gradients(ours, ACTIVATIONS[activation](F.max_pool2d(F.conv2d(x, w), 2)), [x])
+
+
+def test_one_operator_computes_the_block(kernels):
+    x, w, b = integers(2, 3, 8, 8), integers(4, 3, 3, 3), integers(4)
+    with torch.profiler.profile() as profile:
+        lc.functional.conv_block(x, w, b, pool=2).sum().backward()
+    names = {event.name for event in profile.events() if event.name.startswith("lightconv::")}
+    gradients = {"lightconv::conv2d_input_gradient", "lightconv::conv2d_weight_gradient"}
+    assert names == {"lightconv::conv_block"} | gradients
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"activation": "gelu"}, "no kernel for gelu"),
+        ({"pool": (5, 4)}, "more than 16 pixels"),
+        ({"pool": (9, 1)}, "larger than the map"),
+        ({"groups": 3, "weight": torch.ones(3, 1, 3, 3)}, "depthwise"),
+        ({"input": torch.ones(1, 3, 8, 8, dtype=torch.float64)}, "different"),
+    ],
+)
+def test_what_is_not_fused_says_why(arguments, reason):
+    call = {"input": torch.ones(1, 3, 8, 8), "weight": torch.ones(4, 3, 3, 3), "groups": 1, "activation": "relu"}
+    call |= {"pool": (2, 2)} | arguments
+    refusal = operator.refusal(
+        call["input"], call["weight"], None, Window((1, 1), (1, 1), (1, 1)), *list(call.values())[2:]
+    )
+    assert reason in refusal
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("pool", [(5, 4), 2])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_what_is_not_fused_is_composed(kernels, activation, pool, groups):
+    x, w = torch.randn(2, 3, 10, 9, requires_grad=True), torch.randn(6, 3 // groups, 3, 3, requires_grad=True)
+    ours = lc.functional.conv_block(x, w, activation=activation, pool=pool, groups=groups)
+    torchs = parts(x, w, None, activation, pool, groups=groups)
+    assert_same(ours, torchs)
+    assert_same_gradients(ours, torchs, [x, w])
+
+
+@pytest.mark.parametrize("pool", [0, -1, (1, 2, 3), "2", None])
+def test_words_a_bad_pool_as_torch_does(kernels, pool):
+    x, w = torch.ones(1, 1, 6, 6), torch.ones(1, 1, 3, 3)
+    with pytest.raises((RuntimeError, TypeError)) as ours:
+        lc.functional.conv_block(x, w, pool=pool)
+    with pytest.raises(ours.type):
+        F.max_pool2d(F.conv2d(x, w), pool)
+
+
+def test_saves_the_images_and_a_byte_an_element(kernels):
+    x, w, b = integers(2, 3, 8, 8).detach(), integers(4, 3, 3, 3), integers(4)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (saved.append(t), t)[1], lambda t: t):
+        lc.functional.conv_block(x, w, b, padding=1, pool=2)
+    assert sorted(t.numel() * t.element_size() for t in saved) == [2 * 4 * 4 * 4, x.numel() * 4]
+
+
+@pytest.mark.parametrize("needed", [(True, False, False), (False, True, False), (False, False, True)])
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_computes_only_the_gradients_asked_for(device, kernels, needed, activation):
+    tensors = [torch.randn(s, device=device) for s in [(2, 3, 6, 6), (4, 3, 3, 3), (4,)]]
+    for tensor, need in zip(tensors, needed, strict=True):
+        tensor.requires_grad_(need)
+    ours, torchs = lc.functional.conv_block(*tensors, activation=activation, pool=2), parts(*tensors, activation, 2)
+    assert_same_gradients(ours, torchs, leaves(tensors))
+
+
+def operator_calls():
+    x, w, b = torch.randn(2, 4, 7, 6), torch.randn(6, 2, 3, 2), torch.randn(6)
+    nhwc = x.contiguous(memory_format=torch.channels_last)
+    window = [(2, 1), (1, 0), (1, 2), 2]
+    double = (x.double(), w.double(), b.double(), *window)
+    return [
+        (x, w, b, *window, "relu", (2, 1)),
+        (nhwc, w, None, *window, "tanh", (2, 2)),
+        (x, w, b, *window, "sigmoid", (1, 1)),
+        (*double, "leaky_relu", (1, 2)),
+        (*double, "relu", (1, 1)),
+    ]
+
+
+@pytest.mark.parametrize("call", operator_calls())
+def test_opcheck(call):
+    tensors = [t.clone(memory_format=torch.preserve_format).requires_grad_() for t in call if torch.is_tensor(t)]
+    bias = tensors[2:] or [None]
+    torch.library.opcheck(torch.ops.lightconv.conv_block.default, (*tensors[:2], *bias, *call[3:]))
+    output, code = torch.ops.lightconv.conv_block(*call)
+    code = code if code.numel() else None
+    last, grad, window, pool = output.stride(1) == 1, torch.randn_like(output).requires_grad_(), call[3:7], call[8]
+    if code is not None:
+        torch.library.opcheck(
+            torch.ops.lightconv.conv2d_input_gradient.default,
+            (grad, code, tensors[1], list(call[0].shape), *window, pool, last),
+        )
+        torch.library.opcheck(
+            torch.ops.lightconv.conv2d_weight_gradient.default,
+            (grad, code, tensors[0], list(call[1].shape), *window, pool, last, True),
+        )
+
+
+@pytest.mark.parametrize("activation", operator.NON_DECREASING)
+@pytest.mark.parametrize("pool", [(1, 1), (2, 1)])
+def test_second_derivatives(activation, pool):
+    torch.manual_seed(0)
+    tensors = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in [(2, 2, 5, 4), (4, 1, 3, 2), (4,)]]
+    call = lambda x, w, b: torch.ops.lightconv.conv_block(x, w, b, (2, 1), (1, 1), (1, 2), 2, activation, pool)[0]  # noqa: E731
+    assert torch.autograd.gradcheck(call, tensors)
+    assert torch.autograd.gradgradcheck(call, tensors)
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_second_derivatives_by_the_kernels(device, activation):
+    torch.manual_seed(0)
+    tensors = [torch.randint(-2, 3, s, device=device).float() / 4 for s in [(2, 2, 6, 5), (4, 2, 3, 2), (4,)]]
+    results = []
+    for block in (lc.functional.conv_block, parts):
+        inputs = [t.clone().requires_grad_() for t in tensors]
+        with lc.use_backend("triton"):
+            output = block(*inputs, activation=activation, pool=2)
+            first = torch.autograd.grad((output**2).sum(), inputs, create_graph=True)
+            results.append(torch.autograd.grad(sum((g**2).sum() for g in first), inputs))
+    for ours, torchs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, torchs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_lowers_as_torch_does(device, kernels, dtype):
+    x, w, b = (integers(*s, device=device) for s in [(2, 3, 6, 6), (4, 3, 3, 3), (4,)])
+    with torch.autocast(device, dtype):
+        ours, torchs = lc.functional.conv_block(x, w, b, pool=2), parts(x, w, b, "relu", 2)
+        assert_same(ours, torchs, exactly=True)
+    ours.sum().backward()
+    assert {t.grad.dtype for t in (x, w, b)} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", ["triton", "auto"])
+@pytest.mark.parametrize("activation", ["relu", "sigmoid"])
+def test_compiles_without_a_graph_break(name, activation):
+    x, w = torch.randn(2, 3, 6, 6, requires_grad=True), torch.randn(4, 3, 3, 3, requires_grad=True)
+    call = lambda x, w: lc.functional.conv_block(x, w, activation=activation, pool=2)  # noqa: E731
+    with lc.use_backend(name):
+        compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+        assert_same(compiled(x, w), call(x, w))
+        assert_same_gradients(compiled(x, w), call(x, w), [x, w])
+
+
+@pytest.mark.parametrize("name", ["triton", "auto"])
+def test_exports_with_a_dynamic_batch(name):
+    model = lc.nn.ConvBlock(3, 4, 3, pool=2).eval()
+    batch = torch.export.Dim("batch", min=2, max=64)
+    with lc.use_backend(name):
+        program = torch.export.export(model, (torch.randn(2, 3, 6, 6),), dynamic_shapes=({0: batch},))
+    x = torch.randn(5, 3, 6, 6)
+    torch.testing.assert_close(program.module()(x), parts(x, model.weight, model.bias, "relu", 2))
+    targets = {str(node.target) for node in program.graph.nodes}
+    assert ("lightconv.conv_block.default" in targets) == (name == "triton")
+
+
+@pytest.mark.parametrize("dims", [(0, None, None), (0, 0, None), (None, 0, 0), (0, None, 0), (1, None, None)])
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+@pytest.mark.parametrize("pool", [1, 2])
+def test_vmap(kernels, monkeypatch, dims, activation, pool):
+    launched = []
+    real = operator.implicit_gemm.forward
+    monkeypatch.setattr(operator.implicit_gemm, "forward", lambda *a: (launched.append(1), real(*a)))
+    torch.manual_seed(0)
+    shapes = [(2, 3, 6, 6), (4, 3, 3, 3), (4,)]
+    tensors = [integers(*(s if d is None else (*s[:d], 3, *s[d:]))) for s, d in zip(shapes, dims, strict=True)]
+    ours = torch.func.vmap(lambda x, w, b: lc.functional.conv_block(x, w, b, activation=activation, pool=pool), dims)
+    torchs = torch.func.vmap(lambda x, w, b: parts(x, w, b, activation, pool), dims)
+    torch.testing.assert_close(ours(*tensors), torchs(*tensors))
+    assert launched == [1]
+    assert_same_gradients(ours(*tensors), torchs(*tensors), tensors)
+
+
+def test_vmap_of_an_image_without_a_batch(kernels):
+    x, w = integers(4, 3, 6, 6), integers(4, 3, 3, 3)
+    ours = torch.func.vmap(lambda x: lc.functional.conv2d(x, w, padding=1))(x)
+    assert_same(ours, F.conv2d(x, w, padding=1), exactly=True)
+
+
+def test_gradients_of_every_sample_agree_with_torch(kernels):
+    x, w = integers(4, 3, 6, 6), integers(4, 3, 3, 3)
+    gradients = [
+        torch.func.vmap(torch.func.grad(lambda w, x, block=block: block(x, w).square().sum()), (None, 0))(w, x)
+        for block in (lambda x, w: lc.functional.conv_block(x, w, pool=2), lambda x, w: parts(x, w, None, "relu", 2))
+    ]
+    assert_same(*gradients, exactly=True)
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_same_bits_twice_and_in_deterministic_mode(device, kernels, activation):
+    torch.manual_seed(0)
+    tensors = [torch.randn(s, device=device, requires_grad=True) for s in [(4, 6, 15, 15), (16, 6, 5, 5), (16,)]]
+    calls = [
+        lambda: lc.functional.conv_block(*tensors, activation=activation, pool=2),
+        lambda: lc.functional.max_pool2d(lc.functional.conv2d(*tensors, stride=2), 3, 2, 1),
+        lambda: lc.functional.conv2d(tensors[0], tensors[1].view(96, 1, 5, 5)[:12], groups=6),
+    ]
+    for call in calls:
+        used = [t for t in tensors if t is not tensors[2]]
+        runs = []
+        for deterministic in (False, False, True):
+            torch.use_deterministic_algorithms(deterministic)
+            try:
+                output = call()
+                runs.append((output, *torch.autograd.grad(output.square().sum(), used)))
+            finally:
+                torch.use_deterministic_algorithms(False)
+        assert_same(runs[0], runs[1], exactly=True)
+        assert_same(runs[0], runs[2], exactly=True)
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "gfx942"])
+def test_reaches_beyond_32_bits(kernels, monkeypatch, architecture):
+    monkeypatch.setattr(launch, "INTERPRETED_AS", architecture)
+    far = 2**31 + 8
+    storage = torch.empty(far + 4096, dtype=torch.float16)  # only the pages that are touched are ever allocated
+    x = storage.as_strided((2, 16, 6, 6), (far, 1, 96, 16))
+    x.copy_(torch.randint(-3, 4, x.shape))
+    w = torch.randint(-3, 4, (16, 16, 3, 3)).half().requires_grad_()
+    ours, torchs = lc.functional.conv_block(x, w, pool=2), parts(x.contiguous(), w, None, "relu", 2)
+    torch.testing.assert_close(ours, torchs, rtol=0, atol=0)
+    assert_same_gradients(ours, torchs, [w], exactly=True)
+
+
+def test_the_bytes_and_their_expansion_are_adjoint():
+    torch.manual_seed(0)
+    maps = torch.randn(2, 3, 7, 8, dtype=torch.float64)
+    values, code = codes.pooled_with_code(maps, (2, 3), relu=True)
+    alive = values > 0
+    assert torch.equal(codes.selected(maps, code, (2, 3)), torch.where(alive, values, 0))
+    cotangent = torch.randn_like(values)
+    expanded = codes.expanded(cotangent, code, (2, 3), (7, 8))
+    torch.testing.assert_close((expanded * maps).sum(), (cotangent * alive * values).sum())
