@@ -2,23 +2,35 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+CASES ?= 20000
 
-.PHONY: train test lint clean help
+.PHONY: train test lint fuzz compile-all gpu clean help
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/'
 
 train: $(VENV)/.installed  ## train LeNet on real handwritten digits
 	$(BIN)/lightconv train
 
 test: $(VENV)/.installed-dev  ## run all tests, offline, without a GPU
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
-	$(BIN)/pytest -n auto -m compile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m "compile and not every_tile"
 
 lint: $(VENV)/.installed-dev  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+fuzz: $(VENV)/.installed-dev  ## check CASES random convolution blocks in Triton's interpreter
+	$(BIN)/python -W ignore tests/fuzz.py --cases $(CASES)
+
+compile-all: $(VENV)/.installed-dev  ## compile every tile of every table for every architecture
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m compile
+
+gpu: $(VENV)/.installed-dev  ## on a GPU: its tests, and the kernels measured into bench_kernels.md
+	@$(BIN)/python -c "import torch; raise SystemExit(None if torch.cuda.is_available() else 'make gpu: no GPU here')"
+	$(BIN)/pytest -m gpu
+	$(BIN)/lightconv bench what=kernels output=bench_kernels.md
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -17,6 +17,7 @@ from lightconv.operators import conv_block as operator
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 LAYOUTS = ["contiguous", "channels_last", "sliced", "expanded"]
 SPECIAL = [float("nan"), float("inf"), -float("inf")]
+STRIDES = [(1, 1), (1, 1), (2, 2), (2, 1), (1, 3), (3, 2)]
 EXACT = {"identity", "relu"}
 
 
@@ -52,14 +53,14 @@ def random_block(seed: int) -> Block:
     torch.manual_seed(seed)
     number = draw.randint
     dense = draw.random() < 0.3  # a shape that tensor descriptors can load
-    groups, pool = number(1, 3), (number(1, 3), number(1, 3))
+    groups, pool = draw.choice([1, 1, 2, 3]), (number(1, 3), number(1, 3))
     channels = draw.choice([16, 32]) if dense else number(1, 5)
     filters = draw.choice([16, 32]) if dense else number(1, 5)
     kernel = (number(1, 3), number(1, 3))
-    stride, dilation = ((1, 1), (1, 1)) if dense else ((number(1, 3), number(1, 3)), (number(1, 3), number(1, 3)))
+    stride, dilation = ((1, 1), (1, 1)) if dense else (draw.choice(STRIDES), (number(1, 2), number(1, 3)))
     padding = (number(0, 3), number(0, 3))
     image = [
-        max(1, d * (k - 1) + 1 - 2 * p + (q - 1) * s) + number(0, 5)
+        max(1, d * (k - 1) + 1 - 2 * p + (q - 1) * s) + number(0, 4)
         for k, d, p, q, s in zip(kernel, dilation, padding, pool, stride, strict=True)
     ]
     dtype = draw.choice(DTYPES)
@@ -69,7 +70,7 @@ def random_block(seed: int) -> Block:
     b = draw.choice([None, b, b[:1].expand_as(b)])
     if draw.random() < 0.2:
         x = x.clone(memory_format=torch.preserve_format)
-        x.flatten()[number(0, x.numel() - 1)] = draw.choice(SPECIAL)
+        x[tuple(number(0, size - 1) for size in x.shape)] = draw.choice(SPECIAL)
     activation, architecture = draw.choice(list(operator.NON_DECREASING)), draw.choice(ARCHITECTURES)
     return Block(x, w, b, stride, padding, dilation, groups, activation, pool, architecture)
 

@@ -22,12 +22,12 @@ def run(case: int) -> tuple[int, bool, str]:
 
 
 def prepare() -> None:
-    """Interpret kernels, on one thread, without repeating integer arithmetic in 64 bits."""
+    """Interpret kernels, on one thread."""
     os.environ.update(TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
     sys.path.insert(0, str(Path(__file__).parent))
-    from conftest import interpret_without_overflow_checks
+    from conftest import quicken_the_interpreter
 
-    interpret_without_overflow_checks()
+    quicken_the_interpreter()
 
 
 def main() -> int:

@@ -19,6 +19,8 @@ from lightconv.operators import backend, conv2d, conv_block, max_pool2d
 from lightconv.operators.geometry import Window, convolution_window, output_sizes, pair, pooling_window
 
 if backend.TRITON:
+    import triton.language as tl
+
     from lightconv.kernels import depthwise, implicit_gemm, launch, tiles
 
 
@@ -162,7 +164,7 @@ def _gemm(
     kind = tiles.arithmetic(images.dtype, launch.dot_precision(images.dtype, target))
     size = (height // pool[0], width // pool[1])
     product = implicit_gemm.forward_product(images, weight, size, window, groups, pool)
-    plan = implicit_gemm.plan(product, target, kind)
+    plan = implicit_gemm.plan(product, target, kind, launch.index_type(images, weight) is tl.int64)
     return str(plan.tile), plan.loader
 
 

@@ -67,6 +67,14 @@ FLATTENED_TILES: Table = dict.fromkeys(ARCHITECTURES, _FLATTENED) | {
     "gfx942": {"half": _FLATTENED["half"][1:], "ieee": _FLATTENED["ieee"]}
 }
 
+# where addresses are heavy: 64-bit offsets, or channels that neither lie side by side nor fill the last step
+_CAREFUL = {
+    "half": (Tile(64, 64, 16, 8, 2), Tile(64, 32, 16, 8, 2), Tile(64, 16, 16, 4, 2)),
+    "tf32": (Tile(64, 64, 16, 8, 2), Tile(64, 32, 16, 8, 2), Tile(64, 16, 16, 4, 2)),
+    "ieee": (Tile(64, 32, 16, 8, 2),),
+}
+CAREFUL_TILES: Table = {a: {kind: _CAREFUL[kind] for kind in TILES[a]} for a in ARCHITECTURES}
+
 MAX_POSITIONS = 16  # the largest pooling window, padded to a power of two, that a block reduces
 FLATTENED_BELOW = 16  # channels: fewer than a matrix instruction sums
 KILLED = tl.constexpr(255)  # the byte of a pooled element whose gradient ReLU stops
@@ -373,6 +381,7 @@ class Product(NamedTuple):
     pool: Pair
     element_size: int
     dense: bool  # neither stride nor dilation, and no byte to expand
+    side_by_side: bool  # the summed channels, in memory
     gradient: bool
 
     @property
@@ -381,26 +390,29 @@ class Product(NamedTuple):
         return triton.next_power_of_2(math.prod(self.pool))
 
 
-def plan(product: Product, architecture: str, kind: str, tile: Tile | None = None) -> Plan:
+def plan(product: Product, architecture: str, kind: str, wide: bool = False, tile: Tile | None = None) -> Plan:
     """Choose tile and loader from the sizes alone.
 
     Args:
         product: to compute.
         architecture: one of `tiles.ARCHITECTURES`.
         kind: "half", "tf32" or "ieee".
-        tile: asked for; from `TILES` otherwise.
+        wide: whether offsets need 64 bits.
+        tile: asked for; chosen from the tables otherwise.
     """
-    flattened = product.channels < FLATTENED_BELOW and not product.gradient
-    if tile is None:
-        rows = product.images * math.prod(product.size) * product.positions
-        tiles = (FLATTENED_TILES if flattened else TILES)[architecture][kind]
-        tile = choose(tiles, architecture, rows, product.filters, product.groups * product.phases)
-    if flattened:
-        return Plan(tile, "flattened", (0, 0))
-    patch = _patch_of(product, tile)
-    if patch and kind != "ieee" and architecture in _DESCRIPTORS_FROM:
-        return Plan(tile, "descriptors", patch)
-    return Plan(tile, "pointers", (0, 0))
+
+    def chosen(table: Table) -> Tile:
+        rows, products = product.images * math.prod(product.size) * product.positions, product.groups * product.phases
+        return tile or choose(table[architecture][kind], architecture, rows, product.filters, products)
+
+    if product.channels < FLATTENED_BELOW and not product.gradient:
+        return Plan(chosen(CAREFUL_TILES if wide else FLATTENED_TILES), "flattened", (0, 0))
+    first = chosen(CAREFUL_TILES if wide else TILES)
+    patch = _patch_of(product, first) if kind != "ieee" and architecture in _DESCRIPTORS_FROM else None
+    if patch:
+        return Plan(first, "descriptors", patch)
+    easy = product.side_by_side and product.channels % first.depth == 0
+    return Plan(first if easy else chosen(CAREFUL_TILES), "pointers", (0, 0))
 
 
 def _patch_of(product: Product, tile: Tile) -> Pair | None:
@@ -452,7 +464,9 @@ def _launch(
     assert output is not None
     target = nearest(architecture(source))
     precision = dot_precision(source.dtype, target)
-    chosen = plan(product, target, arithmetic(source.dtype, precision), tile)
+    coded = [t for t in (source_code, output_code) if t is not None]
+    index = index_type(source, weight, output, *coded)
+    chosen = plan(product, target, arithmetic(source.dtype, precision), index is tl.int64, tile)
     tile, patch, described = chosen.tile, chosen.patch, chosen.loader == "descriptors"
     k, c, *taps = weight.stride()
     stride, padding, dilation = window
@@ -469,7 +483,6 @@ def _launch(
     blocks = (triton.cdiv(product.filters, tile.columns), pixel_blocks, product.groups)
     expanded = source_code is not None
     x_size = _both(lambda n, p: n * p if expanded else n, pair_of(source), pool)
-    coded = [t for t in (source_code, output_code) if t is not None]
     with on_device(source):
         _kernel[(math.prod(blocks) * product.phases,)](
             source, source.stride(), x_size, source_code, strides_of(source_code),
@@ -482,7 +495,7 @@ def _launch(
             *(pool if expanded else product.pool), product.positions,
             bias is not None, activation, output_code is not None, bfloat16,
             product.channels % tile.depth == 0, product.filters % tile.columns == 0,
-            index_type(source, weight, output, *coded), precision,
+            index, precision,
             *patch, tile.rows, tile.columns, tile.depth, **tile.options(target),
         )  # fmt: skip
 
@@ -517,12 +530,18 @@ def forward_product(
         pool=pool,
         element_size=input.element_size(),
         dense=stride == (1, 1) and dilation == (1, 1),
+        side_by_side=input.stride(1) == 1,
         gradient=False,
     )
 
 
 def gradient_product(
-    grad_input: Tensor, weight: Tensor, window: tuple[Pair, Pair, Pair], groups: int, expanded: bool
+    grad_input: Tensor,
+    grad_output: Tensor,
+    weight: Tensor,
+    window: tuple[Pair, Pair, Pair],
+    groups: int,
+    expanded: bool,
 ) -> Product:
     """The product that the gradient with respect to a convolution's input takes."""
     stride, _, dilation = window
@@ -537,6 +556,7 @@ def gradient_product(
         pool=(1, 1),
         element_size=weight.element_size(),
         dense=stride == (1, 1) and dilation == (1, 1) and not expanded,
+        side_by_side=grad_output.stride(1) == 1,
         gradient=True,
     )
 
@@ -607,5 +627,5 @@ def input_gradient(
         tile: instead of the table's.
     """
     window = (stride, padding, dilation)
-    product = gradient_product(outputs[0], weight, window, groups, code is not None)
+    product = gradient_product(outputs[0], grad_output, weight, window, groups, code is not None)
     _launch(outputs, grad_output, code, weight, None, window, product, tile, pool)

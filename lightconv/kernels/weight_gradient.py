@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lightconv.kernels import implicit_gemm
-from lightconv.kernels.implicit_gemm import FLATTENED_BELOW, KILLED, Pair, columns_of, strides_of
+from lightconv.kernels.implicit_gemm import CAREFUL_TILES, FLATTENED_BELOW, KILLED, Pair, columns_of, strides_of
 from lightconv.kernels.launch import (
     Outputs,
     architecture,
@@ -137,6 +137,7 @@ def plan(
     groups: int,
     architecture: str,
     kind: str,
+    careful: bool = False,
     tile: Tile | None = None,
 ) -> Plan:
     """Choose tile, rectangle and number of parts from the sizes alone.
@@ -148,15 +149,18 @@ def plan(
         groups: of the convolution.
         architecture: one of `tiles.ARCHITECTURES`.
         kind: "half", "tf32" or "ieee".
-        tile: asked for; the table's otherwise.
+        careful: whether offsets need 64 bits, or channels do not lie side by side in memory.
+        tile: asked for; chosen from the tables otherwise.
     """
     filters, channels, r, s = weight_shape
     filters //= groups
     flattened = channels < FLATTENED_BELOW
     columns = r * s * channels if flattened else channels
     if tile is None:  # the largest that fits: the parts fill the GPU
-        table = FLATTENED_TILES if flattened else TILES
+        table = CAREFUL_TILES if careful else FLATTENED_TILES if flattened else TILES
         tile = fitting(table[architecture][kind], filters, columns)[0]
+        if not flattened and (filters % tile.rows or columns % tile.columns):
+            tile = fitting(CAREFUL_TILES[architecture][kind], filters, columns)[0]
     column_blocks = triton.cdiv(columns, tile.columns) * (1 if flattened else r * s)
     blocks = (column_blocks, triton.cdiv(filters, tile.rows), groups)
     patch_w = min(triton.next_power_of_2(size[1]), tile.depth)
@@ -211,11 +215,13 @@ def weight_gradient(
     expansion = pool if code is not None else (1, 1)
     size = (grad_output.shape[2] * expansion[0], grad_output.shape[3] * expansion[1])
     kind = arithmetic(input.dtype, precision)
-    chosen = plan(input.shape[0], size, grad_weight.shape, groups, target, kind, tile)
+    coded = [] if code is None else [code]
+    index = index_type(grad_output, input, grad_weight, *coded)
+    careful = index is tl.int64 or input.stride(1) != 1 or grad_output.stride(1) != 1
+    chosen = plan(input.shape[0], size, grad_weight.shape, groups, target, kind, careful, tile)
     tile, filters, channels = chosen.tile, grad_weight.shape[0] // groups, grad_weight.shape[1]
     parts = workspace(chosen.splits, grad_weight, grad_bias) if chosen.splits > 1 else None
     weight_part, bias_part = (grad_weight, grad_bias) if parts is None else (parts, parts[:, grad_weight.numel() :])
-    coded = [] if code is None else [code]
     with on_device(input):
         _kernel[(math.prod(chosen.blocks) * chosen.splits,)](
             grad_output, grad_output.stride(), code, strides_of(code), input, input.stride(), tuple(input.shape[2:]),
@@ -224,7 +230,7 @@ def weight_gradient(
             input.shape[0], size, channels, filters, stride, padding, dilation, chosen.blocks, chosen.units,
             *grad_weight.shape[2:], *expansion, code is not None,
             chosen.flattened, grad_bias.numel() > 0, filters % tile.rows == 0, channels % tile.columns == 0,
-            index_type(grad_output, input, grad_weight, *coded), precision,
+            index, precision,
             chosen.patch_w, tile.rows, tile.columns, tile.depth, **tile.options(target),
         )  # fmt: skip
     if parts is not None:

@@ -54,7 +54,10 @@ def block(channels, filters, dtype, pool=(2, 2)):
     return [last(t.to(dtype)) if t.dim() == 4 else t.to(dtype) for t in (x, w, b, values.relu(), grad, expanded)], code
 
 
-@pytest.mark.parametrize(("architecture", "kind", "tile"), different(implicit_gemm.TILES))
+@pytest.mark.parametrize(
+    ("architecture", "kind", "tile"),
+    different(implicit_gemm.TILES) + different(implicit_gemm.CAREFUL_TILES),
+)
 @pytest.mark.parametrize("channels", [16, 40])
 def test_every_tile_is_exact(architecture, kind, tile, channels, monkeypatch, precision):
     monkeypatch.setattr(launch, "INTERPRETED_AS", architecture)
@@ -76,7 +79,10 @@ def test_every_tile_is_exact(architecture, kind, tile, channels, monkeypatch, pr
     assert torch.equal(dx, torch.nn.grad.conv2d_input(x.shape, w.float(), g.float(), *strided).to(x.dtype))
 
 
-@pytest.mark.parametrize(("architecture", "kind", "tile"), different(implicit_gemm.FLATTENED_TILES))
+@pytest.mark.parametrize(
+    ("architecture", "kind", "tile"),
+    different(implicit_gemm.FLATTENED_TILES) + different(implicit_gemm.CAREFUL_TILES),
+)
 def test_every_flattened_tile_is_exact(architecture, kind, tile, monkeypatch, precision):
     monkeypatch.setattr(launch, "INTERPRETED_AS", architecture)
     precision(kind)
@@ -164,27 +170,34 @@ def weights(tile, dtype, channels=128, expanded=False, far=False):
     return weight_gradient.weight_gradient, ((w, meta(128, dtype=dtype)), g, code, x, *window, (2, 2)), tile
 
 
+GEMM, WEIGHTS = implicit_gemm, weight_gradient
 # by name: the call, the table it takes its tiles from, and whether a few of them stand for all in `make test`
 CALLS = {
-    "fused": (forward, implicit_gemm.TILES, True),
-    "plain, uneven": (
-        lambda t, d: forward(t, d, 72, 72, (1, 1), (2, 2), channels_last=False),
-        implicit_gemm.TILES,
-        False,
+    "fused": (forward, GEMM.TILES, True),
+    "fused, many filters": (lambda t, d: forward(t, d, 128, 200), GEMM.TILES, False),
+    "fused, 3x3": (lambda t, d: forward(t, d, pool=(3, 3)), GEMM.TILES, False),
+    "plain, strided": (lambda t, d: forward(t, d, pool=(1, 1), stride=(2, 2)), GEMM.TILES, False),
+    "plain, contiguous": (
+        lambda t, d: forward(t, d, 72, 72, (1, 1), (2, 2), channels_last=False), GEMM.CAREFUL_TILES, False,
     ),
-    "fused, far": (lambda t, d: forward(t, d, 72, 72, far=True), implicit_gemm.TILES, False),
-    "fused, flattened": (lambda t, d: forward(t, d, 3, 64), implicit_gemm.FLATTENED_TILES, True),
-    "flattened, far": (lambda t, d: forward(t, d, 3, 60, far=True), implicit_gemm.FLATTENED_TILES, False),
-    "gradient": (lambda t, d: gradient(t, d, False), implicit_gemm.TILES, False),
-    "gradient, strided": (lambda t, d: gradient(t, d, False, (2, 2)), implicit_gemm.TILES, False),
-    "gradient, expanded": (lambda t, d: gradient(t, d, True), implicit_gemm.TILES, True),
-    "gradient, far": (lambda t, d: gradient(t, d, True, far=True), implicit_gemm.TILES, False),
-    "weights": (weights, weight_gradient.TILES, False),
-    "weights, expanded": (lambda t, d: weights(t, d, expanded=True), weight_gradient.TILES, True),
-    "weights, far": (lambda t, d: weights(t, d, 72, True, far=True), weight_gradient.TILES, False),
-    "weights, flattened": (lambda t, d: weights(t, d, 6, True), weight_gradient.FLATTENED_TILES, True),
-    "weights, flattened, far": (lambda t, d: weights(t, d, 3, True, far=True), weight_gradient.FLATTENED_TILES, False),
-}
+    "fused, few": (lambda t, d: forward(t, d, 24, 40, (3, 3)), GEMM.CAREFUL_TILES, False),
+    "fused, far": (lambda t, d: forward(t, d, 72, 72, far=True), GEMM.CAREFUL_TILES, True),
+    "fused, flattened": (lambda t, d: forward(t, d, 3, 64), GEMM.FLATTENED_TILES, True),
+    "fused, flattened, contiguous": (
+        lambda t, d: forward(t, d, 6, 16, channels_last=False), GEMM.FLATTENED_TILES, False,
+    ),
+    "flattened, far": (lambda t, d: forward(t, d, 3, 60, far=True), GEMM.CAREFUL_TILES, False),
+    "gradient": (lambda t, d: gradient(t, d, False), GEMM.TILES, False),
+    "gradient, strided": (lambda t, d: gradient(t, d, False, (2, 2)), GEMM.TILES, False),
+    "gradient, expanded": (lambda t, d: gradient(t, d, True), GEMM.TILES, True),
+    "gradient, far": (lambda t, d: gradient(t, d, True, far=True), GEMM.CAREFUL_TILES, False),
+    "weights": (weights, WEIGHTS.TILES, False),
+    "weights, expanded": (lambda t, d: weights(t, d, expanded=True), WEIGHTS.TILES, True),
+    "weights, uneven": (lambda t, d: weights(t, d, 72, expanded=True), GEMM.CAREFUL_TILES, False),
+    "weights, far": (lambda t, d: weights(t, d, 72, True, far=True), GEMM.CAREFUL_TILES, False),
+    "weights, flattened": (lambda t, d: weights(t, d, 6, True), WEIGHTS.FLATTENED_TILES, True),
+    "weights, flattened, far": (lambda t, d: weights(t, d, 3, True, far=True), GEMM.CAREFUL_TILES, False),
+}  # fmt: skip
 
 
 def compilations():

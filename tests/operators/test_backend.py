@@ -86,3 +86,31 @@ def test_sparse_and_mixed_tensors_are_not_for_kernels(kernels):
     dense = torch.ones(1, 1, 4, 4)
     assert "layout" in backend.refusal(dense.to_sparse())
     assert "different" in backend.refusal(dense, dense.half())
+
+
+def test_every_rule_applies_to_some_call_and_every_call_has_a_rule():
+    calls = [
+        backend.Call(operator, elements, terms, depthwise, last, pooled, indices)
+        for operator in ("conv2d", "conv_block", "max_pool2d")
+        for elements in (1, 2**20)
+        for terms in (25, 4608)
+        for depthwise in (False, True)
+        for last in (False, True)
+        for pooled in (False, True)
+        for indices in (False, True)
+    ]
+    first = [next(rule for rule in backend.RULES if rule.applies(call)) for call in calls]
+    assert set(first) == set(backend.RULES)
+
+
+def test_auto_asks_for_kernels_on_a_gpu_only():
+    assert backend.wants_kernels("cuda")
+    assert not backend.wants_kernels("cpu")
+    assert not backend.wants_kernels("meta")
+
+
+def test_meta_tensors_are_served_as_on_a_gpu(kernels, monkeypatch):
+    monkeypatch.setattr(backend, "INTERPRETED", False)
+    x, w = (torch.empty(s, device="meta") for s in [(2, 3, 8, 8), (4, 3, 3, 3)])
+    assert backend.refusal(x, w) is None
+    assert lc.functional.conv_block(x, w, pool=2).shape == (2, 4, 3, 3)

@@ -1,0 +1,78 @@
+import pytest
+import torch
+from torch import nn
+
+import lightconv as lc
+from lightconv.kernels.tiles import ARCHITECTURES
+
+
+def network():
+    layers = [
+        lc.nn.Conv2d(64, 64, 3, padding=1, groups=64),
+        lc.nn.Conv2d(64, 128, 1),
+        lc.nn.ConvBlock(128, 256, 3, padding="same", pool=2),
+        lc.nn.ConvBlock(256, 64, 3, padding=1, padding_mode="reflect", activation="gelu", pool=2),
+        lc.nn.MaxPool2d(2, return_indices=False),
+        nn.Conv2d(64, 8, 3),
+    ]
+    return nn.Sequential(*layers).half().to(memory_format=torch.channels_last)
+
+
+def images():
+    return torch.empty(32, 64, 56, 56, dtype=torch.float16).to(memory_format=torch.channels_last)
+
+
+def test_every_layer_has_a_row_with_its_reason():
+    explanation = lc.explain(network(), images(), architecture="sm_90")
+    assert [row.layer for row in explanation.rows] == ["Conv2d"] * 2 + ["ConvBlock"] * 2 + ["MaxPool2d", "Conv2d"]
+    assert [row.served_by for row in explanation.rows] == [
+        "depthwise", "torch", "fused implicit GEMM, descriptors", "torch", "torch", "torch",
+    ]  # fmt: skip
+    assert "cuDNN" in explanation.rows[1].reason
+    assert "no kernel for gelu" in explanation.rows[3].reason
+    assert explanation.rows[5].reason == "a layer of torch.nn"
+    assert "sm_90" in str(explanation)
+    assert explanation.rows[2].tile in str(explanation)
+
+
+def test_a_kernel_asked_for_serves_wherever_it_can():
+    with lc.use_backend("triton"):
+        rows = lc.explain(network(), images(), architecture="sm_80").rows
+    assert [row.served_by for row in rows] == [
+        "depthwise", "matrix product", "fused implicit GEMM, pointers", "implicit GEMM, pointers", "gathering", "torch",
+    ]  # fmt: skip
+    with lc.use_backend("reference"):
+        rows = lc.explain(network(), images(), architecture="sm_80").rows
+    assert {row.served_by for row in rows} == {"torch"}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_is_explained(architecture):
+    rows = lc.explain(lc.models.LeNet(), torch.empty(1, 1, 28, 28), architecture=architecture).rows
+    assert all("fused" in row.served_by and row.tile for row in rows)
+
+
+def test_nothing_is_computed_and_the_model_stays_as_it_was():
+    model = lc.models.LeNet()
+    before = [p.clone() for p in model.parameters()]
+    lc.explain(model, torch.empty(1, 1, 28, 28), architecture="sm_90")
+    assert not any(m._forward_hooks for m in model.modules())
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_one_image_without_a_batch():
+    row = lc.explain(lc.nn.Conv2d(3, 4, 3), torch.empty(3, 8, 8), architecture="sm_90").rows[0]
+    assert row.served_by == "torch"
+
+
+def test_an_unknown_architecture_lists_the_known_ones():
+    with pytest.raises(ValueError, match="no tiles for architecture 'sm_75': choose one of sm_80"):
+        lc.explain(lc.models.LeNet(), torch.empty(1, 1, 28, 28), architecture="sm_75")
+
+
+def test_without_a_gpu_the_reason_says_so(monkeypatch):
+    monkeypatch.setattr(lc.operators.backend, "INTERPRETED", False)
+    explanation = lc.explain(lc.models.LeNet(), torch.empty(1, 1, 28, 28))
+    assert {row.served_by for row in explanation.rows} == {"torch"}
+    assert "kernels need a GPU" in explanation.rows[0].reason
+    assert "without a GPU" in str(explanation)
