@@ -50,7 +50,7 @@ _MMA = {
     "ieee": (Tile(64, 32, 16, 8, 2), Tile(64, 16, 16, 4, 2)),
 }
 _WGMMA = _MMA | {
-    "half": (Tile(128, 128, 64, 8, 3), Tile(128, 64, 64, 4, 3), Tile(64, 32, 64, 4, 3), Tile(64, 16, 32, 4, 3)),
+    "half": (Tile(128, 128, 64, 8, 3), Tile(128, 64, 64, 8, 3), Tile(64, 32, 64, 4, 3), Tile(64, 16, 32, 4, 3)),
 }
 _MFMA = {kind: tiles for kind, tiles in _MMA.items() if kind != "tf32"}  # AMD's GPUs have no TF32 here
 TILES: Table = {
@@ -63,17 +63,16 @@ _FLATTENED = {
     "tf32": (Tile(128, 64, 32, 8, 1), Tile(64, 32, 32, 4, 1), Tile(64, 16, 32, 4, 1)),
     "ieee": (Tile(64, 32, 16, 8, 1), Tile(64, 16, 16, 4, 1)),
 }
-FLATTENED_TILES: Table = dict.fromkeys(ARCHITECTURES, _FLATTENED) | {
-    "gfx942": {"half": _FLATTENED["half"][1:], "ieee": _FLATTENED["ieee"]}
-}
-
+_FLATTENED_MFMA = {"half": (Tile(64, 32, 16, 8, 1), Tile(64, 16, 32, 4, 1)), "ieee": _FLATTENED["ieee"]}
+FLATTENED_TILES: Table = dict.fromkeys(ARCHITECTURES, _FLATTENED) | {"gfx942": _FLATTENED_MFMA}
 # where addresses are heavy: 64-bit offsets, or channels that neither lie side by side nor fill the last step
 _CAREFUL = {
     "half": (Tile(64, 64, 16, 8, 2), Tile(64, 32, 16, 8, 2), Tile(64, 16, 16, 4, 2)),
     "tf32": (Tile(64, 64, 16, 8, 2), Tile(64, 32, 16, 8, 2), Tile(64, 16, 16, 4, 2)),
     "ieee": (Tile(64, 32, 16, 8, 2),),
 }
-CAREFUL_TILES: Table = {a: {kind: _CAREFUL[kind] for kind in TILES[a]} for a in ARCHITECTURES}
+_CAREFUL_MFMA = {"half": _CAREFUL["half"][:2], "ieee": _CAREFUL["ieee"]}
+CAREFUL_TILES: Table = dict.fromkeys(ARCHITECTURES, _CAREFUL) | {"gfx942": _CAREFUL_MFMA}
 
 MAX_POSITIONS = 16  # the largest pooling window, padded to a power of two, that a block reduces
 FLATTENED_BELOW = 16  # channels: fewer than a matrix instruction sums

@@ -201,7 +201,13 @@ def poolings(draw):
 COUNTS = (1, 2, 3, 8, 20, 40)  # the large ones take several blocks
 ANY = convolutions(groups=(1, 1, 2, 3), channels=COUNTS, filters=COUNTS)
 DEPTHWISES = convolutions(groups=(2, 8, 20), channels=(1,), filters=(1, 2))
-BLOCKS = st.integers(0, 2**20).map(lambda seed: random_block(seed)[:9])
+
+
+def wanting_gradients(arguments: tuple[Any, ...]) -> list[Any]:
+    return [a.detach().requires_grad_() if isinstance(a, torch.Tensor) else a for a in arguments]
+
+
+BLOCKS = st.integers(0, 2**20).map(lambda seed: wanting_gradients(random_block(seed)[:9]))
 CALLS = {  # a function of lightconv.functional, its arguments, and the architecture whose loaders serve them
     "any conv2d": ("conv2d", ANY, "sm_80"),
     "depthwise conv2d": ("conv2d", DEPTHWISES, "sm_80"),

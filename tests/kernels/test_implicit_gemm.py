@@ -43,7 +43,7 @@ def last(tensor):
     return tensor.contiguous(memory_format=torch.channels_last)
 
 
-def block(channels, filters, dtype, pool=(2, 2)):
+def block(channels, filters, dtype, device, pool=(2, 2)):
     """Random images, filters, offsets, and by torch the pooled map, its bytes and its gradient before pooling."""
     torch.manual_seed(0)
     x, w, b = integers(2, channels, 10, 14), integers(filters, channels, 3, 3), integers(filters)
@@ -51,66 +51,84 @@ def block(channels, filters, dtype, pool=(2, 2)):
     values, code = codes.pooled_with_code(maps, pool, relu=True)
     grad = integers(*values.shape)
     expanded = codes.expanded(grad, code, pool, maps.shape[2:])
-    return [last(t.to(dtype)) if t.dim() == 4 else t.to(dtype) for t in (x, w, b, values.relu(), grad, expanded)], code
+    tensors = [t.to(device, dtype) for t in (x, w, b, values.relu(), grad, expanded)]
+    return [last(t) if t.dim() == 4 else t for t in tensors], code.to(device)
 
 
-@pytest.mark.parametrize(
-    ("architecture", "kind", "tile"),
-    different(implicit_gemm.TILES) + different(implicit_gemm.CAREFUL_TILES),
-)
-@pytest.mark.parametrize("channels", [16, 40])
-def test_every_tile_is_exact(architecture, kind, tile, channels, monkeypatch, precision):
-    monkeypatch.setattr(launch, "INTERPRETED_AS", architecture)
-    precision(kind)
-    (x, w, b, result, grad, expanded), code = block(channels, 24, DTYPES[kind])
-    window = ((1, 1), (1, 1), (1, 1), 1)
+DENSE = ((1, 1), (1, 1), (1, 1), 1)
+STRIDED = ((3, 2), (1, 2), (2, 1), 1)
+
+
+def check_forward(kind, tile, channels, device="cpu"):
+    (x, w, b, result, *_), code = block(channels, 24, DTYPES[kind], device)
     y, bytes_ = torch.empty_like(result), torch.empty_like(code)
-    implicit_gemm.forward((y, bytes_), x, w, b, *window, "relu", (2, 2), tile=tile)
+    implicit_gemm.forward((y, bytes_), x, w, b, *DENSE, "relu", (2, 2), tile=tile)
     assert torch.equal(y, result)
     assert torch.equal(bytes_, code)
-    expected = torch.nn.grad.conv2d_input(x.shape, w.float(), expanded.float(), *window)
+
+
+def check_input_gradient(kind, tile, channels, device="cpu"):
+    (x, w, _, _, grad, expanded), code = block(channels, 24, DTYPES[kind], device)
+    dx, reference = torch.empty_like(x), w.cpu().double()
+    expected = torch.nn.grad.conv2d_input(x.shape, reference, expanded.cpu().double(), *DENSE)
     for given, byte in ((grad, code), (expanded, None)):
-        dx = torch.empty_like(x)
-        implicit_gemm.input_gradient((dx,), given, byte, w, *window, (2, 2), tile=tile)
-        assert torch.equal(dx, expected.to(x.dtype))
-    strided = ((3, 2), (1, 2), (2, 1), 1)
-    g = last(integers(*F.conv2d(x.float(), w.float(), None, *strided).shape, dtype=x.dtype))
-    implicit_gemm.input_gradient((dx,), g, None, w, *strided, tile=tile)
-    assert torch.equal(dx, torch.nn.grad.conv2d_input(x.shape, w.float(), g.float(), *strided).to(x.dtype))
+        implicit_gemm.input_gradient((dx,), given, byte, w, *DENSE, (2, 2), tile=tile)
+        assert torch.equal(dx.cpu(), expected.to(x.dtype))
+    g = last(integers(*F.conv2d(x.cpu().double(), reference, None, *STRIDED).shape).to(device, x.dtype))
+    implicit_gemm.input_gradient((dx,), g, None, w, *STRIDED, tile=tile)
+    expected = torch.nn.grad.conv2d_input(x.shape, reference, g.cpu().double(), *STRIDED)
+    assert torch.equal(dx.cpu(), expected.to(x.dtype))
 
 
-@pytest.mark.parametrize(
-    ("architecture", "kind", "tile"),
-    different(implicit_gemm.FLATTENED_TILES) + different(implicit_gemm.CAREFUL_TILES),
-)
-def test_every_flattened_tile_is_exact(architecture, kind, tile, monkeypatch, precision):
-    monkeypatch.setattr(launch, "INTERPRETED_AS", architecture)
-    precision(kind)
-    (x, w, b, result, *_), code = block(5, 24, DTYPES[kind])
-    y, bytes_ = torch.empty_like(result), torch.empty_like(code)
-    implicit_gemm.forward((y, bytes_), x, w, b, (1, 1), (1, 1), (1, 1), 1, "relu", (2, 2), tile=tile)
-    assert torch.equal(y, result)
-    assert torch.equal(bytes_, code)
-
-
-@pytest.mark.parametrize(
-    ("architecture", "kind", "tile", "channels"),
-    [(*t, 40) for t in different(weight_gradient.TILES)]
-    + [(*t, 5) for t in different(weight_gradient.FLATTENED_TILES)],
-)
-@pytest.mark.parametrize("splits", [1, 3])
-def test_every_weight_tile_is_exact(architecture, kind, tile, channels, splits, monkeypatch, precision):
-    monkeypatch.setattr(launch, "INTERPRETED_AS", architecture)
-    monkeypatch.setattr(weight_gradient, "parts_of", lambda *_: splits)
-    precision(kind)
-    (x, w, b, _, grad, expanded), code = block(channels, 24, DTYPES[kind])
-    window = ((1, 1), (1, 1), (1, 1), 1)
-    exact = torch.nn.grad.conv2d_weight(x.float(), w.shape, expanded.float(), *window)
+def check_weight_gradient(kind, tile, channels, device="cpu"):
+    (x, w, b, _, grad, expanded), code = block(channels, 24, DTYPES[kind], device)
+    exact = expanded.cpu().double()
+    expected = torch.nn.grad.conv2d_weight(x.cpu().double(), w.shape, exact, *DENSE)
     for given, byte in ((grad, code), (expanded, None)):
         dw, db = torch.empty_like(w), torch.empty_like(b)
-        weight_gradient.weight_gradient((dw, db), given, byte, x, *window, (2, 2), tile=tile)
-        assert torch.equal(dw, exact.to(w.dtype))
-        assert torch.equal(db, expanded.float().sum((0, 2, 3)).to(b.dtype))
+        weight_gradient.weight_gradient((dw, db), given, byte, x, *DENSE, (2, 2), tile=tile)
+        assert torch.equal(dw.cpu(), expected.to(w.dtype))
+        assert torch.equal(db.cpu(), exact.sum((0, 2, 3)).to(b.dtype))
+
+
+FEW, MANY = 5, 40  # channels: flattened with their taps, and not
+CHECKS = [  # of each table's tiles
+    (implicit_gemm.TILES, check_forward, MANY),
+    (implicit_gemm.TILES, check_input_gradient, MANY),
+    (implicit_gemm.CAREFUL_TILES, check_forward, MANY),
+    (implicit_gemm.CAREFUL_TILES, check_forward, FEW),
+    (implicit_gemm.CAREFUL_TILES, check_input_gradient, MANY),
+    (implicit_gemm.CAREFUL_TILES, check_weight_gradient, MANY),
+    (implicit_gemm.FLATTENED_TILES, check_forward, FEW),
+    (weight_gradient.TILES, check_weight_gradient, MANY),
+    (weight_gradient.FLATTENED_TILES, check_weight_gradient, FEW),
+]
+
+
+@pytest.mark.parametrize(
+    ("check", "channels", "architecture", "kind", "tile"),
+    [(check, channels, *tile) for table, check, channels in CHECKS for tile in different(table)],
+)
+def test_every_tile_is_exact(check, channels, architecture, kind, tile, monkeypatch, precision):
+    monkeypatch.setattr(launch, "INTERPRETED_AS", architecture)
+    precision(kind)
+    check(kind, tile, channels)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("table", "check", "channels"), CHECKS)
+def test_every_tile_is_exact_on_this_gpu(table, check, channels, precision):
+    architecture = nearest(launch.architecture(torch.empty(0, device="cuda")))
+    for kind, tiles in table[architecture].items():
+        precision(kind)
+        for tile in tiles:
+            check(kind, tile, channels, "cuda")
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+def test_every_number_of_parts_is_exact(splits, monkeypatch):
+    monkeypatch.setattr(weight_gradient, "parts_of", lambda *_: splits)
+    check_weight_gradient("half", None, MANY)
 
 
 def test_the_largest_tile_that_fills_the_gpu_is_chosen():
@@ -229,5 +247,5 @@ def test_every_tile_compiles(name, architecture, kind, tile, precision):
         assert not multiplies, "a matrix instruction where full precision was asked for"
     if name == "fused" and architecture in DESCRIBED and kind != "ieee":
         assert "UTMALDG" in kernel.sass, "no tensor memory access"
-    if name in {"fused", "gradient, expanded"} and architecture == "sm_80":
+    if name in {"fused", "gradient, expanded"} and architecture == "sm_80" and kind != "ieee":
         assert not re.search(r"LDGSTS\.E(\.LTC128B)? ", kernel.sass), "loads of single elements"
