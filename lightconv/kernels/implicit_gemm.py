@@ -9,9 +9,10 @@ pixels that meet the same taps: each is a dense product of its own, all in one l
 zeros. Where a pooling followed the convolution, `g` is the pooled map's gradient, and the byte says which pixel of a
 window it belongs to: the loader expands it, the map before pooling is never stored.
 
-Three loaders stand before one main loop:
+Three loaders stand before the same product:
 
-    descriptors   tensor descriptors (TMA): rows are a rectangle of one image, the hardware's zero fill is the padding
+    descriptors   tensor descriptors (TMA): rows are a rectangle of one image, the hardware's zero fill is the padding;
+                  images that are not channels_last are copied once, which is less than reading them tap by tap
     pointers      clamped and masked pointers, for any strides in memory: rows are a run of pixels
     flattened     the same, taps and channels in one short loop where there are few channels
 
@@ -436,14 +437,23 @@ def _patch_of(product: Product, tile: Tile) -> Pair | None:
 def _descriptors(
     source: Tensor, weight: Tensor, plan: Plan, product: Product
 ) -> tuple[TensorDescriptor, TensorDescriptor]:
-    """Describe the images as (n, h, w, c) and the weight as (filter, tap, channel), both dense in channels."""
-    images = source.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
-    taps = weight.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1).flatten(1, 2)
+    """Describe the images as (n, h, w, c) and the weight as (filter, tap, channel)."""
     columns, depth = plan.tile.columns, plan.tile.depth
     return (
-        TensorDescriptor.from_tensor(images, [1, *_both(operator.mul, plan.patch, product.pool), depth]),
-        TensorDescriptor.from_tensor(taps, [depth, 1, columns] if product.gradient else [columns, 1, depth]),
+        TensorDescriptor.from_tensor(_dense(source), [1, *_both(operator.mul, plan.patch, product.pool), depth]),
+        TensorDescriptor.from_tensor(
+            _dense(weight).flatten(1, 2), [depth, 1, columns] if product.gradient else [columns, 1, depth]
+        ),
     )
+
+
+def _dense(image: Tensor) -> Tensor:
+    """As (n, h, w, c), dense and aligned as the hardware wants it: copied if it is not."""
+    image = image.contiguous(memory_format=torch.channels_last)
+    if image.data_ptr() % 16:
+        image = image.clone()
+    n, c, h, w = image.shape
+    return image.as_strided((n, h, w, c), (h * w * c, w * c, c, 1))  # strides along one element may be anything
 
 
 def _launch(

@@ -131,6 +131,30 @@ def test_every_number_of_parts_is_exact(splits, monkeypatch):
     check_weight_gradient("half", None, MANY)
 
 
+def odd_strides(x):
+    """One image, whose distance to the next has no meaning."""
+    return last(x)[:1].as_strided((1, *x.shape[1:]), (7, *last(x).stride()[1:]))
+
+
+def odd_address(x):
+    """The same images two bytes further on in memory."""
+    storage = torch.empty(x.numel() + 1, dtype=x.dtype)
+    return storage[1:].as_strided(x.shape, last(x).stride()).copy_(x)
+
+
+@pytest.mark.parametrize("arranged", [odd_strides, odd_address])
+@pytest.mark.parametrize("size", [1, 3])
+def test_what_descriptors_cannot_load_is_copied(arranged, size, monkeypatch):
+    monkeypatch.setattr(launch, "INTERPRETED_AS", "sm_90")
+    x, w = arranged(integers(2, 16, 8, 8, dtype=torch.float16)), integers(16, 16, size, size, dtype=torch.float16)
+    padding = (size // 2, size // 2)
+    expected = F.conv2d(x, w, padding=padding)
+    for weight in (w, last(w), odd_address(w)):
+        y = torch.empty_like(expected)
+        implicit_gemm.forward((y,), x, weight, None, (1, 1), padding, (1, 1), 1)
+        assert torch.equal(y, expected)
+
+
 def test_the_largest_tile_that_fills_the_gpu_is_chosen():
     large, middle, small = tiles = (Tile(128, 128, 32, 8, 3), Tile(128, 64, 32, 4, 3), Tile(64, 16, 32, 4, 3))
     assert choose(tiles, "sm_80", 10**6, 256) == large
