@@ -71,7 +71,8 @@ class Explanation:
 def explain(model: nn.Module, *inputs: Any, architecture: str | None = None) -> Explanation:
     """Say for every convolution, block and max-pooling of a model who serves its forward pass, and why.
 
-    The model runs on stand-ins without values: nothing is computed, and the GPU need not be there.
+    The model runs on stand-ins without values: nothing is computed, and the GPU need not be there. What autocast would
+    lower is explained as it is.
 
     Args:
         model: any module; its layers from torch.nn are listed as torch's.

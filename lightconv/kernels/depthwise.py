@@ -97,7 +97,7 @@ def _forward_kernel(
 def _input_gradient_kernel(
     g, w, dx,
     height, width, out_height, out_width, channels,
-    g_strides, w_strides, x_strides, stride, padding, dilation,
+    g_strides, w_strides, x_strides, stride, padding, dilation, phases,
     R: tl.constexpr, S: tl.constexpr, MULTIPLIER: tl.constexpr, INDEX: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr, RUN: tl.constexpr,
 ):  # fmt: skip
@@ -105,9 +105,9 @@ def _input_gradient_kernel(
     c, c_in = _channels(tl.program_id(0) % channel_blocks, channels, CHANNELS, RUN, INDEX)
     # pixels a stride apart meet the same taps: a block's are of one such phase, every tap serves all of them or none
     part = tl.program_id(0) // channel_blocks
-    phase_h, phase_w = part // stride[1] % stride[0], part % stride[1]
+    phase_h, phase_w = part // phases[1] % phases[0], part % phases[1]
     phase_height, phase_width = tl.cdiv(height, stride[0]), tl.cdiv(width, stride[1])
-    n, i, j, inside = _rectangle(part // stride[1] // stride[0], phase_height, phase_width, ROWS, COLUMNS, INDEX)
+    n, i, j, inside = _rectangle(part // phases[1] // phases[0], phase_height, phase_width, ROWS, COLUMNS, INDEX)
     h, v = i * stride[0] + phase_h, j * stride[1] + phase_w
     inside &= (h < height) & (v < width)
 
@@ -242,18 +242,18 @@ def input_gradient(
     images, channels, height, width = grad_input.shape
     filters, _, r, s = weight.shape
     phase_height, phase_width = triton.cdiv(height, stride[0]), triton.cdiv(width, stride[1])
-    phases = stride[0] * stride[1]
+    phases = (min(stride[0], height), min(stride[1], width))  # a larger stride leaves phases without a pixel
     target = nearest(architecture(grad_output))
-    tile = tile or choose(TILES[target], target, images * phase_height * phase_width, channels, phases)
+    tile = tile or choose(TILES[target], target, images * phase_height * phase_width, channels, math.prod(phases))
     index = index_type(grad_output, weight, grad_input)
     rows, columns, block = _fitted(tile, phase_height, phase_width, channels, index)
     rectangles = images * triton.cdiv(phase_height, rows) * triton.cdiv(phase_width, columns)
     with on_device(grad_output):
-        _input_gradient_kernel[(rectangles * phases * triton.cdiv(channels, block),)](
+        _input_gradient_kernel[(rectangles * math.prod(phases) * triton.cdiv(channels, block),)](
             grad_output, weight, grad_input,
             height, width, *grad_output.shape[2:], channels,
             grad_output.stride(), weight.stride(), grad_input.stride(), tuple(stride), tuple(padding), tuple(dilation),
-            r, s, filters // channels, index,
+            phases, r, s, filters // channels, index,
             rows, columns, block, _run(block, channels, grad_output, grad_input),
             **tile.options(target),
         )  # fmt: skip

@@ -66,7 +66,7 @@ _FLATTENED = {
 }
 _FLATTENED_MFMA = {"half": (Tile(64, 32, 16, 8, 1), Tile(64, 16, 32, 4, 1)), "ieee": _FLATTENED["ieee"]}
 FLATTENED_TILES: Table = dict.fromkeys(ARCHITECTURES, _FLATTENED) | {"gfx942": _FLATTENED_MFMA}
-# where addresses are heavy: 64-bit offsets, or channels that neither lie side by side nor fill the last step
+# where addresses are heavy: 64-bit offsets, channels that do not lie side by side, steps or columns that are not filled
 _CAREFUL = {
     "half": (Tile(64, 64, 16, 8, 2), Tile(64, 32, 16, 8, 2), Tile(64, 16, 16, 4, 2)),
     "tf32": (Tile(64, 64, 16, 8, 2), Tile(64, 32, 16, 8, 2), Tile(64, 16, 16, 4, 2)),
@@ -75,7 +75,6 @@ _CAREFUL = {
 _CAREFUL_MFMA = {"half": _CAREFUL["half"][:2], "ieee": _CAREFUL["ieee"]}
 CAREFUL_TILES: Table = dict.fromkeys(ARCHITECTURES, _CAREFUL) | {"gfx942": _CAREFUL_MFMA}
 
-MAX_POSITIONS = 16  # the largest pooling window, padded to a power of two, that a block reduces
 FLATTENED_BELOW = 16  # channels: fewer than a matrix instruction sums
 KILLED = tl.constexpr(255)  # the byte of a pooled element whose gradient ReLU stops
 LEAKY_SLOPE = tl.constexpr(0.01)  # torch.nn.functional.leaky_relu's
@@ -246,13 +245,13 @@ def _met(index, tap, start, stride, padding, dilation, GRADIENT: tl.constexpr):
 @triton.jit
 def _gathered_product(
     x, x_strides, x_size, code, code_strides, w, w_strides,
-    n, i, j, row_in, first_channel, channels, k, k_in, phase, stride, padding, dilation, tap_step,
+    n, i, j, row_in, first_channel, channels, k, k_in, phase_h, phase_w, stride, padding, dilation, tap_step,
     R: tl.constexpr, S: tl.constexpr, GRADIENT: tl.constexpr, EXPANDED: tl.constexpr,
     POOL_H: tl.constexpr, POOL_W: tl.constexpr, EVEN_CHANNELS: tl.constexpr,
     INDEX: tl.constexpr, PRECISION: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """Taps of a run of pixels through clamped and masked pointers; a pooled gradient is expanded by its bytes."""
-    start_h, start_w = phase // stride[1] + padding[0], phase % stride[1] + padding[1]
+    start_h, start_w = phase_h + padding[0], phase_w + padding[1]
     first_r = _first_tap(start_h, stride[0], dilation[0], R) if GRADIENT else 0
     first_s = _first_tap(start_w, stride[1], dilation[1], S) if GRADIENT else 0
     accumulator = tl.zeros((row_in.shape[0], k.shape[0]), tl.float32)
@@ -288,7 +287,7 @@ def _gathered_product(
 def _kernel(
     x, x_strides, x_size, code, code_strides, w, w_strides, w_group, b, b_stride,
     y, y_strides, y_size, y_code, y_code_strides, x_descriptor, w_descriptor,
-    images, size, channels, filters, stride, padding, dilation, tap_step, blocks,
+    images, size, channels, filters, stride, padding, dilation, tap_step, blocks, phases,
     R: tl.constexpr, S: tl.constexpr, LOADER: tl.constexpr, GRADIENT: tl.constexpr, EXPANDED: tl.constexpr,
     POOL_H: tl.constexpr, POOL_W: tl.constexpr, POSITIONS: tl.constexpr,
     BIAS: tl.constexpr, ACTIVATION: tl.constexpr, CODED: tl.constexpr, BFLOAT16: tl.constexpr,
@@ -299,6 +298,7 @@ def _kernel(
     filter_block, block = tl.program_id(0) % blocks[0], tl.program_id(0) // blocks[0] % blocks[1]
     group = tl.program_id(0) // blocks[0] // blocks[1] % blocks[2]
     phase = tl.program_id(0) // blocks[0] // blocks[1] // blocks[2]
+    phase_h, phase_w = phase // phases[1], phase % phases[1]
     k, k_in = columns_of(filter_block * COLUMNS, filters, COLUMNS, EVEN_FILTERS, INDEX)
     first_channel = group.to(INDEX) * channels
     WINDOWS: tl.constexpr = ROWS // POSITIONS
@@ -326,7 +326,8 @@ def _kernel(
         else:
             value = _gathered_product(
                 x, x_strides, x_size, code, code_strides, w, w_strides,
-                rn, ri, rj, row_in, first_channel, channels, k, k_in, phase, stride, padding, dilation, tap_step,
+                rn, ri, rj, row_in, first_channel, channels, k, k_in, phase_h, phase_w,
+                stride, padding, dilation, tap_step,
                 R, S, GRADIENT, EXPANDED, POOL_H if EXPANDED else 1, POOL_W if EXPANDED else 1,
                 EVEN_CHANNELS, INDEX, PRECISION, DEPTH,
             )  # fmt: skip
@@ -342,7 +343,7 @@ def _kernel(
     else:
         winner = tl.zeros((ROWS, COLUMNS), tl.int32)
     if GRADIENT:
-        i, j = i * stride[0] + phase // stride[1], j * stride[1] + phase % stride[1]
+        i, j = i * stride[0] + phase_h, j * stride[1] + phase_w
         window_in &= (i < y_size[0]) & (j < y_size[1])
         i, j = tl.where(window_in, i, 0), tl.where(window_in, j, 0)
     stored = window_in[:, None] & k_in[None, :]
@@ -377,7 +378,7 @@ class Product(NamedTuple):
     channels: int  # summed a group
     taps: Pair
     groups: int
-    phases: int
+    phases: Pair
     pool: Pair
     element_size: int
     dense: bool  # neither stride nor dilation, and no byte to expand
@@ -402,7 +403,8 @@ def plan(product: Product, architecture: str, kind: str, wide: bool = False, til
     """
 
     def chosen(table: Table) -> Tile:
-        rows, products = product.images * math.prod(product.size) * product.positions, product.groups * product.phases
+        rows = product.images * math.prod(product.size) * product.positions
+        products = product.groups * math.prod(product.phases)
         return tile or choose(table[architecture][kind], architecture, rows, product.filters, products)
 
     if product.channels < FLATTENED_BELOW and not product.gradient:
@@ -411,7 +413,8 @@ def plan(product: Product, architecture: str, kind: str, wide: bool = False, til
     patch = _patch_of(product, first) if kind != "ieee" and architecture in _DESCRIPTORS_FROM else None
     if patch:
         return Plan(first, "descriptors", patch)
-    easy = product.side_by_side and product.channels % first.depth == 0
+    even = product.channels % first.depth == 0 and product.filters % first.columns == 0
+    easy = product.side_by_side and even
     return Plan(first if easy else chosen(CAREFUL_TILES), "pointers", (0, 0))
 
 
@@ -473,8 +476,7 @@ def _launch(
     assert output is not None
     target = nearest(architecture(source))
     precision = dot_precision(source.dtype, target)
-    coded = [t for t in (source_code, output_code) if t is not None]
-    index = index_type(source, weight, output, *coded)
+    index = index_type(source, weight, output, *(t for t in (source_code, output_code, bias) if t is not None))
     chosen = plan(product, target, arithmetic(source.dtype, precision), index is tl.int64, tile)
     tile, patch, described = chosen.tile, chosen.patch, chosen.loader == "descriptors"
     k, c, *taps = weight.stride()
@@ -493,13 +495,13 @@ def _launch(
     expanded = source_code is not None
     x_size = _both(lambda n, p: n * p if expanded else n, pair_of(source), pool)
     with on_device(source):
-        _kernel[(math.prod(blocks) * product.phases,)](
+        _kernel[(math.prod(blocks) * math.prod(product.phases),)](
             source, source.stride(), x_size, source_code, strides_of(source_code),
             weight, (k, c, *taps), weight.stride(0) * weight.shape[0] // product.groups, bias, strides_of(bias)[0],
             output, output.stride(), pair_of(output), output_code, strides_of(output_code),
             *(_descriptors(source, weight, chosen, product) if described else (None, None)),
             product.images, product.size, product.channels, product.filters, stride, padding, dilation, tap_step,
-            blocks,
+            blocks, product.phases,
             *product.taps, chosen.loader, product.gradient, expanded,
             *(pool if expanded else product.pool), product.positions,
             bias is not None, activation, output_code is not None, bfloat16,
@@ -535,7 +537,7 @@ def forward_product(
         channels=weight.shape[1],
         taps=pair_of(weight),
         groups=groups,
-        phases=1,
+        phases=(1, 1),
         pool=pool,
         element_size=input.element_size(),
         dense=stride == (1, 1) and dilation == (1, 1),
@@ -561,7 +563,7 @@ def gradient_product(
         channels=weight.shape[0] // groups,
         taps=pair_of(weight),
         groups=groups,
-        phases=math.prod(stride),
+        phases=_both(min, stride, pair_of(grad_input)),  # a larger stride leaves phases without a pixel
         pool=(1, 1),
         element_size=weight.element_size(),
         dense=stride == (1, 1) and dilation == (1, 1) and not expanded,
@@ -598,8 +600,9 @@ def forward(
         dilation: of the convolution.
         groups: of the convolution.
         activation: "identity", "relu", "leaky_relu", "tanh" or "sigmoid".
-        pool: size of the windows, at most `MAX_POSITIONS` pixels padded to a power of two.
-        dtype: to which values are rounded before they are compared, the output's by default.
+        pool: size of the windows; a block reduces as many rows a window as the next power of two.
+        dtype: of the result, for the interpreter, which holds bfloat16 in float32: values are rounded to it before
+            they are compared.
         tile: instead of the table's.
     """
     window = (stride, padding, dilation)

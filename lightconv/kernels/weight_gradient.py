@@ -165,8 +165,9 @@ def plan(
     blocks = (column_blocks, triton.cdiv(filters, tile.rows), groups)
     patch_w = min(triton.next_power_of_2(size[1]), tile.depth)
     rows = images * triton.cdiv(size[0], tile.depth // patch_w)
-    sums = images * math.prod(size) // (r * s * min(filters, channels) * groups)
-    units = triton.cdiv(rows, max(1, min(rows, parts_of(math.prod(blocks), sums, architecture))))
+    pixels_a_term = images * math.prod(size) // (r * s * min(filters, channels))
+    parts = min(rows, parts_of(math.prod(blocks), pixels_a_term, architecture))
+    units = triton.cdiv(rows, max(1, parts))
     return Plan(tile, flattened, patch_w, blocks, units, triton.cdiv(rows, units))
 
 

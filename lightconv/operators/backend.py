@@ -145,8 +145,9 @@ def refusal(*tensors: Tensor | None) -> str | None:
         return "Triton is not installed"
     if any(t.device != first.device for t in given) or any(t.dtype != first.dtype for t in given):
         return "tensors of different devices or dtypes"
-    if any(t.layout is not torch.strided for t in given):
-        return f"layout {first.layout}"
+    other = next((t.layout for t in given if t.layout is not torch.strided), None)
+    if other is not None:
+        return f"layout {other}"
     if first.dtype not in _DTYPES:
         return f"no kernel for {first.dtype}"
     if any(t.numel() == 0 for t in given):

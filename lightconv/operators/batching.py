@@ -51,8 +51,9 @@ def _convolution(name: str) -> Any:
 
 def _unfolded(results: Any, dim: int, samples: int) -> Any:
     def unfold(result: Tensor) -> Tensor:
-        # a block without bytes has none for any sample
-        return result.unflatten(dim, (samples, -1)) if result.numel() else result.new_empty([samples, 0])
+        if result.dim() == 1:  # a block without bytes has none for any sample
+            return result.new_empty([samples, 0])
+        return result.unflatten(dim, (samples, result.shape[dim] // samples))
 
     return tuple(map(unfold, results)) if isinstance(results, tuple) else unfold(results)
 
@@ -60,7 +61,7 @@ def _unfolded(results: Any, dim: int, samples: int) -> Any:
 def _unfolded_dims(results: Any, dim: int) -> Any:
     if not isinstance(results, tuple):
         return dim
-    return tuple(dim if result.numel() else 0 for result in results)
+    return tuple(0 if result.dim() == 1 else dim for result in results)
 
 
 def _input_gradient(

@@ -79,10 +79,11 @@ def algorithm(weight_shape: tuple[int, ...], window: Window, groups: int, like: 
         return "depthwise"
     if groups > 1 or tuple(weight_shape[2:]) != (1, 1) or window != Window((1, 1), (0, 0), (1, 1)):
         return "implicit GEMM"
-    if like.is_cuda and torch.are_deterministic_algorithms_enabled():
+    on_gpu = like.device.type in {"cuda", "meta"}  # meta: shapes alone, as a GPU would be served
+    if on_gpu and torch.are_deterministic_algorithms_enabled():
         return "implicit GEMM"
     switches = {s.fp32_precision == "tf32" for s in (torch.backends.cudnn.conv, torch.backends.cuda.matmul)}  # type: ignore[attr-defined]
-    return "implicit GEMM" if like.is_cuda and like.dtype is torch.float32 and len(switches) > 1 else "matrix product"
+    return "implicit GEMM" if on_gpu and like.dtype is torch.float32 and len(switches) > 1 else "matrix product"
 
 
 def _conv2d(

@@ -36,7 +36,7 @@ _DERIVATIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "tanh": torch.ops.aten.tanh_backward,
     "sigmoid": torch.ops.aten.sigmoid_backward,
 }
-MAX_WINDOW = 16  # pixels of a pooling window
+MAX_WINDOW = 16  # pixels of a pooling window, all of which one block holds
 
 LIBRARY.define(
     "conv_block(Tensor input, Tensor weight, Tensor? bias, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, "

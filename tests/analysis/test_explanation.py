@@ -76,3 +76,19 @@ def test_without_a_gpu_the_reason_says_so(monkeypatch):
     assert {row.served_by for row in explanation.rows} == {"torch"}
     assert "kernels need a GPU" in explanation.rows[0].reason
     assert "without a GPU" in str(explanation)
+
+
+@pytest.fixture
+def products():
+    """Torch's switch for the precision of matrix products, put back afterwards."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    yield torch.backends.cuda.matmul
+    torch.backends.cuda.matmul.fp32_precision = before
+
+
+def test_one_by_one_in_float32_follows_torchs_switches(products):
+    model, x = lc.nn.Conv2d(64, 64, 1), torch.empty(2, 64, 16, 16)
+    for precision, expected in (("ieee", "implicit GEMM, descriptors"), ("tf32", "matrix product")):
+        products.fp32_precision = precision
+        with lc.use_backend("triton"):
+            assert lc.explain(model, x, architecture="sm_90").rows[0].served_by == expected

@@ -219,6 +219,9 @@ CALLS = {
     "fused, many filters": (lambda t, d: forward(t, d, 128, 200), GEMM.TILES, False),
     "fused, 3x3": (lambda t, d: forward(t, d, pool=(3, 3)), GEMM.TILES, False),
     "plain, strided": (lambda t, d: forward(t, d, pool=(1, 1), stride=(2, 2)), GEMM.TILES, False),
+    "plain, strided, uneven": (
+        lambda t, d: forward(t, d, 128, 100, (1, 1), (2, 2)), GEMM.CAREFUL_TILES, False,
+    ),
     "plain, contiguous": (
         lambda t, d: forward(t, d, 72, 72, (1, 1), (2, 2), channels_last=False), GEMM.CAREFUL_TILES, False,
     ),

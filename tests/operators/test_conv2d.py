@@ -343,3 +343,12 @@ def test_same_bits_twice(device, kernels):
     x, w, b = (torch.randn(s, device=device, requires_grad=True) for s in [(3, 4, 9, 9), (8, 4, 3, 3), (8,)])
     runs = [torch.autograd.grad(lc.functional.conv2d(x, w, b).square().sum(), (x, w, b)) for _ in range(2)]
     assert_same(runs[0], runs[1], exactly=True)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_stride_beyond_the_image_launches_no_empty_phases(device, kernels, groups):
+    x = torch.randint(-3, 4, (2, 2, 3, 2), device=device).float().requires_grad_()
+    w = torch.randint(-3, 4, (4, 2 // groups, 2, 1), device=device).float()
+    ours, torchs = ours_and_torchs("conv2d", x, w, stride=(50_000, 50_000), groups=groups)
+    assert_same(ours, torchs, exactly=True)
+    assert_same_gradients(ours, torchs, [x], exactly=True)

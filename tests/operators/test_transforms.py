@@ -110,3 +110,9 @@ def test_a_dual_gradient_keeps_its_tangent(kernels):
             gradients = torch.autograd.grad(output, inputs, dual)
             results.append([torch.autograd.forward_ad.unpack_dual(g).tangent for g in gradients])
     torch.testing.assert_close(*results)
+
+
+def test_vmap_of_an_empty_batch():
+    window = ((1, 1), (0, 0), (1, 1), 1)
+    maps = func.vmap(lambda x: torch.ops.lightconv.conv2d(x, W, None, *window))(torch.zeros(2, 0, 2, 8, 8))
+    assert maps.shape == (2, 0, 2, 6, 6)
