@@ -6,6 +6,7 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
+from support import laid_out
 from torch import Tensor
 
 import lightconv as lc
@@ -79,17 +80,6 @@ def random_block(seed: int) -> Block:
 
 def integers(*shape: int) -> Tensor:
     return torch.randint(-3, 4, shape)
-
-
-def laid_out(tensor: Tensor, layout: str) -> Tensor:
-    """The same values in another arrangement in memory (one image repeated, for "expanded")."""
-    if layout == "channels_last":
-        return tensor.contiguous(memory_format=torch.channels_last)
-    if layout == "sliced":
-        return F.pad(tensor, (1, 2, 1, 0)).repeat_interleave(2, -1)[..., 1:, 2:-4:2]
-    if layout == "expanded":
-        return tensor[:1].expand_as(tensor)
-    return tensor
 
 
 def check(block: Block) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from beartype import BeartypeConf, beartype
 from torch import Tensor
 from torch.testing._internal.common_methods_invocations import op_db
@@ -25,6 +26,17 @@ def with_integers(value: Any) -> Any:
     result = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
     result.copy_(torch.randint(-3, 4, value.shape, device=value.device))
     return result.requires_grad_(value.requires_grad)
+
+
+def laid_out(tensor: Tensor, layout: str) -> Tensor:
+    """The same values in another arrangement in memory (one image repeated, for "expanded")."""
+    if layout == "channels_last":
+        return tensor.contiguous(memory_format=torch.channels_last)
+    if layout == "sliced":
+        return F.pad(tensor, (1, 2, 1, 0)).repeat_interleave(2, -1)[..., 1:, 2:-4:2]
+    if layout == "expanded":
+        return tensor[:1].expand_as(tensor)
+    return tensor
 
 
 def leaves(args: Any) -> list[Tensor]:

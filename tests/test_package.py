@@ -68,5 +68,5 @@ def test_the_wheel_brings_the_configs(tmp_path):
         names = set(archive.namelist())
     shipped = {f"lightconv/conf/{p.relative_to(ROOT / 'conf')}" for p in (ROOT / "conf").rglob("*.yaml")}
     assert shipped <= names
-    assert "lightconv/kernels/convolution.py" in names
+    assert "lightconv/kernels/implicit_gemm.py" in names
     assert not any(name.startswith("tests") for name in names)

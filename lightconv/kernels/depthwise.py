@@ -18,11 +18,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightconv.kernels.launch import Outputs, architecture, in_float32_when_interpreted, index_type, on_device
-from lightconv.kernels.ordered_sum import ordered_sum, workspace
+from lightconv.kernels import ordered_sum
+from lightconv.kernels.launch import Outputs, Pair, architecture, in_float32_when_interpreted, index_type, on_device
 from lightconv.kernels.tiles import ARCHITECTURES, MULTIPROCESSORS, Tile, Tiles, choose, nearest
-
-Pair = tuple[int, int]
 
 # a block's pixels, channels and, for the weight gradient, taps of a kernel row
 TILES: Mapping[str, Tiles] = dict.fromkeys(
@@ -220,7 +218,7 @@ def forward(
             input, weight, bias, output,
             height, width, out_height, out_width, filters,
             input.stride(), weight.stride(), 0 if bias is None else bias.stride(0), output.stride(),
-            tuple(stride), tuple(padding), tuple(dilation),
+            stride, padding, dilation,
             r, s, filters // channels, index,
             rows, columns, block, _run(block, filters, input, output),
             **tile.options(target),
@@ -252,7 +250,7 @@ def input_gradient(
         _input_gradient_kernel[(rectangles * math.prod(phases) * triton.cdiv(channels, block),)](
             grad_output, weight, grad_input,
             height, width, *grad_output.shape[2:], channels,
-            grad_output.stride(), weight.stride(), grad_input.stride(), tuple(stride), tuple(padding), tuple(dilation),
+            grad_output.stride(), weight.stride(), grad_input.stride(), stride, padding, dilation,
             phases, r, s, filters // channels, index,
             rows, columns, block, _run(block, channels, grad_output, grad_input),
             **tile.options(target),
@@ -285,19 +283,18 @@ def weight_gradient(
     rectangles = images * triton.cdiv(out_height, rows) * triton.cdiv(out_width, columns)
     blocks = r * triton.cdiv(s + wants_bias, taps) * triton.cdiv(filters, block)
     splits = _splits(blocks, rectangles, target)
-    parts = workspace(splits, grad_weight, grad_bias) if splits > 1 else grad_weight
+    parts = ordered_sum.parts_of(splits, grad_weight, grad_bias)
     with on_device(input):
         _weight_gradient_kernel[(blocks * splits,)](
-            grad_output, input, parts, parts[:, grad_weight.numel() :] if splits > 1 else grad_bias,
+            grad_output, input, parts.weight, parts.bias,
             *input.shape[2:], out_height, out_width, filters,
-            rectangles, triton.cdiv(rectangles, splits), parts.stride(0) if splits > 1 else 0,
-            grad_output.stride(), input.stride(), grad_weight.stride(), tuple(stride), tuple(padding), tuple(dilation),
+            rectangles, triton.cdiv(rectangles, splits), parts.stride,
+            grad_output.stride(), input.stride(), grad_weight.stride(), stride, padding, dilation,
             r, s, filters // input.shape[1], wants_bias, index,
             rows, columns, taps, block, _run(block, filters, grad_output, input),
             **tile.options(target),
         )  # fmt: skip
-    if splits > 1:
-        ordered_sum(parts, grad_weight, grad_bias)
+    ordered_sum.add(parts, grad_weight, grad_bias)
 
 
 def _splits(blocks: int, rectangles: int, target: str) -> int:

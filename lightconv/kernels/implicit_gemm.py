@@ -35,6 +35,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from lightconv.kernels.launch import (
     Outputs,
+    Pair,
     architecture,
     dot_precision,
     in_float32_when_interpreted,
@@ -42,8 +43,6 @@ from lightconv.kernels.launch import (
     on_device,
 )
 from lightconv.kernels.tiles import ARCHITECTURES, Table, Tile, arithmetic, choose, nearest
-
-Pair = tuple[int, int]
 
 _MMA = {
     "half": (Tile(128, 128, 32, 8, 3), Tile(128, 64, 32, 4, 3), Tile(64, 32, 32, 4, 3), Tile(64, 16, 32, 4, 3)),
@@ -189,6 +188,13 @@ def columns_of(first, size, WIDTH: tl.constexpr, EVEN: tl.constexpr, INDEX: tl.c
 
 
 @triton.jit
+def expanded(tile, bytes, inside, at):
+    """Of a pooled gradient, what the bytes give to rows that are pixels at these positions of their windows."""
+    winner = tl.load(bytes, mask=inside, other=KILLED)
+    return tl.where(winner == at.to(tl.uint8)[:, None], tile, 0.0).to(tile.dtype)
+
+
+@triton.jit
 def _described_product(
     x, w, block, group, filter_block, size, channels, filters, padding,
     R: tl.constexpr, S: tl.constexpr, GRADIENT: tl.constexpr, PRECISION: tl.constexpr,
@@ -264,7 +270,7 @@ def _gathered_product(
             inside = h_in & (v >= 0) & (v < x_size[1])
             v = tl.where(inside, v, 0)
             w_tap = k * w_strides[0] + r * w_strides[2] + s * w_strides[3]
-            at = (h % POOL_H * POOL_W + v % POOL_W).to(tl.uint8)
+            at = h % POOL_H * POOL_W + v % POOL_W
             row, column = h // POOL_H, v // POOL_W
             x_pixel = n * x_strides[0] + row * x_strides[2] + column * x_strides[3]
             byte = n * code_strides[0] + row * code_strides[2] + column * code_strides[3]
@@ -275,8 +281,7 @@ def _gathered_product(
                 x_tile = tl.load(x + x_offset, mask=x_in, other=0.0)
                 if EXPANDED:
                     byte_offset = byte[:, None] + ((first_channel + c) * code_strides[1])[None, :]
-                    winner = tl.load(code + byte_offset, mask=x_in, other=KILLED)
-                    x_tile = tl.where(winner == at[:, None], x_tile, 0.0).to(x_tile.dtype)
+                    x_tile = expanded(x_tile, code + byte_offset, x_in, at)
                 w_offset = (c * w_strides[1])[:, None] + w_tap[None, :]
                 w_tile = tl.load(w + w_offset, mask=c_in[:, None] & k_in[None, :], other=0.0)
                 accumulator = tl.dot(x_tile, w_tile, accumulator, input_precision=PRECISION)
@@ -430,9 +435,7 @@ def _patch_of(product: Product, tile: Tile) -> Pair | None:
     windows = tile.rows // product.positions
     shapes = [(windows >> shift, 1 << shift) for shift in range(windows.bit_length())]
     shapes = [s for s in shapes if max(_both(operator.mul, s, product.pool)) <= _MOST_IN_A_BOX]
-    covered = {
-        s: math.prod(triton.cdiv(n, side) * side for n, side in zip(product.size, s, strict=True)) for s in shapes
-    }
+    covered = {s: math.prod(_both(lambda n, side: triton.cdiv(n, side) * side, product.size, s)) for s in shapes}
     best = min(covered, key=covered.__getitem__, default=None)
     return best if best and covered[best] <= _OVERHANG * math.prod(product.size) else None
 

@@ -14,6 +14,7 @@ INTERPRETED: bool = triton.knobs.runtime.interpret  # decided when kernels are d
 INTERPRETED_AS = "sm_80"  # the architecture whose tiles and loaders the interpreter runs
 
 Outputs = tuple[Tensor, ...]
+Pair = tuple[int, int]
 
 
 def architecture(tensor: Tensor) -> str:
@@ -68,13 +69,3 @@ def in_float32_when_interpreted(launcher: Callable[..., None]) -> Callable[..., 
 
 def _widened(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.dtype is torch.bfloat16 else value
-
-
-@triton.jit
-def window_at(start, stride, windows, mask):
-    """The window that starts at this padded coordinate, and whether there is one; 0, in bounds, where there is not."""
-    mask &= start >= 0
-    start = tl.where(mask, start, 0)
-    window = start // stride
-    mask &= (window * stride == start) & (window < windows)
-    return tl.where(mask, window, 0), mask

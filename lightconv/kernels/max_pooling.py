@@ -19,11 +19,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightconv.kernels.launch import Outputs, in_float32_when_interpreted, index_type, on_device, window_at
+from lightconv.kernels.launch import Outputs, Pair, in_float32_when_interpreted, index_type, on_device
 
 _BLOCK = 1024
-
-Pair = tuple[int, int]
 
 
 @triton.jit
@@ -87,6 +85,16 @@ def _forward_kernel(
 
 
 @triton.jit
+def _window_at(start, stride, windows, mask):
+    """The window that starts at this padded coordinate, and whether there is one; 0, in bounds, where there is not."""
+    mask &= start >= 0
+    start = tl.where(mask, start, 0)
+    window = start // stride
+    mask &= (window * stride == start) & (window < windows)
+    return tl.where(mask, window, 0), mask
+
+
+@triton.jit
 def _backward_kernel(
     g, where, dx,
     elements, image, pooled, g_strides, where_strides, stride, padding, dilation,
@@ -100,10 +108,10 @@ def _backward_kernel(
     total = tl.zeros((BLOCK,), tl.float32)
     # the windows that see this element at their position (r, s), where the stride left one
     for r in range(R):
-        oh, row_seen = window_at(h + padding[0] - r * dilation[0], stride[0], pooled[1], element_in)
+        oh, row_seen = _window_at(h + padding[0] - r * dilation[0], stride[0], pooled[1], element_in)
         g_row, where_row = g_plane + oh * g_strides[2], where_plane + oh * where_strides[2]
         for s in range(S):
-            ow, seen = window_at(w + padding[1] - s * dilation[1], stride[1], pooled[2], row_seen)
+            ow, seen = _window_at(w + padding[1] - s * dilation[1], stride[1], pooled[2], row_seen)
             winner = tl.load(where + where_row + ow * where_strides[3], mask=seen, other=0)
             # not masked by who wins: neither waits for the other load nor falls apart into single elements
             gradient = tl.load(g + g_row + ow * g_strides[3], mask=seen, other=0.0).to(tl.float32)

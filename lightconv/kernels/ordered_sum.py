@@ -6,6 +6,8 @@ Splitting a long sum over blocks fills the GPU; adding the parts with atomics wo
 each time (see torch.use_deterministic_algorithms).
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -32,15 +34,32 @@ def _kernel(workspace, weight, bias, weights, elements, splits, BLOCK: tl.conste
     tl.store(bias + tl.where(is_bias, element - weights, 0), total.to(bias.dtype.element_ty), mask=is_bias)
 
 
-def workspace(splits: int, weight: Tensor, bias: Tensor) -> Tensor:
-    """Room for the parts: a row a split, the weight's elements in their order in memory, then the bias's."""
-    return torch.empty((splits, weight.numel() + bias.numel()), dtype=torch.float32, device=weight.device)
+class Parts(NamedTuple):
+    """Where the parts of a sum are written: the weight's and the bias's first part, and how far apart parts lie."""
+
+    weight: Tensor
+    bias: Tensor
+    stride: int
 
 
-def ordered_sum(parts: Tensor, weight: Tensor, bias: Tensor) -> None:
-    """Write the sum over a workspace's rows into a dense weight and its (perhaps empty) bias."""
-    splits, elements = parts.shape
-    with on_device(parts):
+def parts_of(splits: int, weight: Tensor, bias: Tensor) -> Parts:
+    """Room for the parts of a dense weight and its (perhaps empty) bias; a single part is written where it belongs.
+
+    A part holds the weight's elements in their order in memory, then the bias's.
+    """
+    if splits == 1:
+        return Parts(weight, bias, 0)
+    room = torch.empty((splits, weight.numel() + bias.numel()), dtype=torch.float32, device=weight.device)
+    return Parts(room, room[:, weight.numel() :], room.stride(0))
+
+
+def add(parts: Parts, weight: Tensor, bias: Tensor) -> None:
+    """Write the sum of the parts into the weight and the bias, unless the only one stands there already."""
+    if parts.weight is weight:
+        return
+    splits, elements = parts.weight.shape
+    with on_device(weight):
         _kernel[(triton.cdiv(elements, _BLOCK),)](
-            parts, weight, bias if bias.numel() else weight, weight.numel(), elements, splits, _BLOCK, num_warps=_WARPS
-        )
+            parts.weight, weight, bias if bias.numel() else weight, weight.numel(), elements, splits, _BLOCK,
+            num_warps=_WARPS,
+        )  # fmt: skip

@@ -20,17 +20,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightconv.kernels import implicit_gemm
-from lightconv.kernels.implicit_gemm import CAREFUL_TILES, FLATTENED_BELOW, KILLED, Pair, columns_of, strides_of
+from lightconv.kernels import implicit_gemm, ordered_sum
+from lightconv.kernels.implicit_gemm import CAREFUL_TILES, FLATTENED_BELOW, columns_of, expanded, strides_of
 from lightconv.kernels.launch import (
     Outputs,
+    Pair,
     architecture,
     dot_precision,
     in_float32_when_interpreted,
     index_type,
     on_device,
 )
-from lightconv.kernels.ordered_sum import ordered_sum, workspace
 from lightconv.kernels.tiles import MULTIPROCESSORS, Table, Tile, arithmetic, fitting, nearest
 
 # rows are filters, columns are channels of a tap, depth is pixels
@@ -102,9 +102,7 @@ def _kernel(
             if EXPANDED:
                 byte = n * code_strides[0] + i // POOL_H * code_strides[2] + j // POOL_W * code_strides[3]
                 byte = byte[:, None] + ((group * filters + k) * code_strides[1])[None, :]
-                winner = tl.load(code + byte, mask=g_in, other=KILLED)
-                at = (i % POOL_H * POOL_W + j % POOL_W).to(tl.uint8)
-                g_tile = tl.where(winner == at[:, None], g_tile, 0.0).to(g_tile.dtype)
+                g_tile = expanded(g_tile, code + byte, g_in, i % POOL_H * POOL_W + j % POOL_W)
             accumulator = tl.dot(tl.trans(g_tile), x_tile, accumulator, input_precision=PRECISION)
             if BIAS and column_block == 0:
                 bias += g_tile.to(tl.float32)
@@ -166,12 +164,12 @@ def plan(
     patch_w = min(triton.next_power_of_2(size[1]), tile.depth)
     rows = images * triton.cdiv(size[0], tile.depth // patch_w)
     pixels_a_term = images * math.prod(size) // (r * s * min(filters, channels))
-    parts = min(rows, parts_of(math.prod(blocks), pixels_a_term, architecture))
+    parts = min(rows, splits_of(math.prod(blocks), pixels_a_term, architecture))
     units = triton.cdiv(rows, max(1, parts))
     return Plan(tile, flattened, patch_w, blocks, units, triton.cdiv(rows, units))
 
 
-def parts_of(blocks: int, pixels_a_term: int, architecture: str) -> int:
+def splits_of(blocks: int, pixels_a_term: int, architecture: str) -> int:
     """Into how many parts the sum is split: two blocks for every multiprocessor, where that many pay.
 
     Args:
@@ -221,18 +219,15 @@ def weight_gradient(
     careful = index is tl.int64 or input.stride(1) != 1 or grad_output.stride(1) != 1
     chosen = plan(input.shape[0], size, grad_weight.shape, groups, target, kind, careful, tile)
     tile, filters, channels = chosen.tile, grad_weight.shape[0] // groups, grad_weight.shape[1]
-    parts = workspace(chosen.splits, grad_weight, grad_bias) if chosen.splits > 1 else None
-    weight_part, bias_part = (grad_weight, grad_bias) if parts is None else (parts, parts[:, grad_weight.numel() :])
+    parts = ordered_sum.parts_of(chosen.splits, grad_weight, grad_bias)
     with on_device(input):
         _kernel[(math.prod(chosen.blocks) * chosen.splits,)](
             grad_output, grad_output.stride(), code, strides_of(code), input, input.stride(), tuple(input.shape[2:]),
-            weight_part, grad_weight.stride(), grad_weight.stride(0) * filters,
-            bias_part if grad_bias.numel() else None, 0 if parts is None else parts.shape[1],
+            parts.weight, grad_weight.stride(), grad_weight.stride(0) * filters, parts.bias, parts.stride,
             input.shape[0], size, channels, filters, stride, padding, dilation, chosen.blocks, chosen.units,
             *grad_weight.shape[2:], *expansion, code is not None,
             chosen.flattened, grad_bias.numel() > 0, filters % tile.rows == 0, channels % tile.columns == 0,
             index, precision,
             chosen.patch_w, tile.rows, tile.columns, tile.depth, **tile.options(target),
         )  # fmt: skip
-    if parts is not None:
-        ordered_sum(parts, grad_weight, grad_bias)
+    ordered_sum.add(parts, grad_weight, grad_bias)

@@ -1,4 +1,4 @@
-"""torch.func.vmap for the convolution operators: the mapped dimension becomes part of the batch, or of the groups.
+"""torch.func.vmap for every operator: the mapped dimension becomes part of the batch, or of the groups.
 
 A map over the images alone is a larger batch. Where every sample has filters of its own (as in per-sample gradients),
 samples become groups: (n, samples * channels, h, w) images meet (samples * filters, channels, r, s) filters.
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.library import register_vmap
 
-from lightconv.operators import conv2d, conv_block  # noqa: F401 - which define the operators
+from lightconv.operators import conv2d, conv_block, max_pool2d  # noqa: F401 - which define the operators
 from lightconv.operators.library import LIBRARY
 
 
@@ -90,7 +90,23 @@ def _weight_gradient(
     return (weights.unflatten(0, (samples, filters)), biases.view(samples, -1)), (0, 0)
 
 
+def _max_pool2d(info: Any, in_dims: Any, input: Tensor, *options: Any) -> tuple[Any, tuple[int, int]]:
+    results = torch.ops.lightconv.max_pool2d(_beside_images(input, in_dims[0], info.batch_size), *options)
+    return _unfolded(results, 0, info.batch_size), (0, 0)
+
+
+def _max_pool2d_backward(
+    info: Any, in_dims: Any, grad: Any, where: Any, shape: list[int], *options: Any
+) -> tuple[Tensor, int]:
+    samples, (n, *rest) = info.batch_size, shape
+    grad, where = (_beside_images(t, d, samples) for t, d in zip((grad, where), in_dims[:2], strict=True))
+    result = torch.ops.lightconv.max_pool2d_backward(grad, where, [samples * n, *rest], *options)
+    return result.unflatten(0, (samples, n)), 0
+
+
 for _name in ("conv2d", "conv_block"):
     register_vmap(f"lightconv::{_name}", _convolution(_name), lib=LIBRARY)
 register_vmap("lightconv::conv2d_input_gradient", _input_gradient, lib=LIBRARY)
 register_vmap("lightconv::conv2d_weight_gradient", _weight_gradient, lib=LIBRARY)
+register_vmap("lightconv::max_pool2d", _max_pool2d, lib=LIBRARY)
+register_vmap("lightconv::max_pool2d_backward", _max_pool2d_backward, lib=LIBRARY)

@@ -9,6 +9,7 @@ stay within them. With a code, `g` is the gradient of a pooled map: see `lightco
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -41,7 +42,6 @@ LIBRARY.define(
     "conv2d_weight_gradient(Tensor grad_output, Tensor? code, Tensor input, SymInt[] weight_shape, "
     f"{_CODED}, bool bias) -> (Tensor, Tensor)"
 )
-_UNPOOLED = (1, 1)
 
 
 def refusal(input: Tensor, weight: Tensor, bias: Tensor | None, window: Window, groups: int) -> str | None:
@@ -133,16 +133,15 @@ def _conv2d_input_gradient(
     channels_last: bool,
 ) -> Tensor:
     window = Window.of(stride, padding, dilation)
-    grad_input = empty_image(grad_output, input_shape, channels_last)
     if backend.refusal(grad_output, weight) is not None:
-        grad_output = _unpooled(grad_output, code, pool, input_shape, weight.shape, window)
-        gradients = torch.ops.aten.convolution_backward(
-            grad_output, grad_input, weight, None, *window, False, (0, 0), groups, (True, False, False)
-        )
+        input = empty_image(grad_output, input_shape, channels_last)
+        needed = (True, False, False)
+        gradients = _gradients_by_torch(grad_output, code, pool, input, weight, window, groups, needed)
         return in_format(gradients[0], channels_last)
     chosen = "implicit GEMM" if code is not None else algorithm(weight.shape, window, groups, grad_output)
     if chosen == "matrix product":
         return in_format(_by_matrix_product(grad_output, weight.flatten(1).t(), None, channels_last), channels_last)
+    grad_input = empty_image(grad_output, input_shape, channels_last)
     if chosen == "depthwise":
         depthwise.input_gradient((grad_input,), grad_output, weight, *window)
     else:
@@ -164,32 +163,41 @@ def _conv2d_weight_gradient(
     bias: bool,
 ) -> tuple[Tensor, Tensor]:
     window = Window.of(stride, padding, dilation)
-    grad_weight = empty_image(input, weight_shape, channels_last)
     grad_bias = input.new_empty(weight_shape[0] if bias else 0)
     if backend.refusal(grad_output, input) is not None:
-        grad_output = _unpooled(grad_output, code, pool, input.shape, weight_shape, window)
-        gradients = torch.ops.aten.convolution_backward(
-            grad_output, input, grad_weight, [weight_shape[0]], *window, False, (0, 0), groups, (False, True, bias)
-        )
+        weight = empty_image(input, weight_shape, channels_last)
+        needed = (False, True, bias)
+        gradients = _gradients_by_torch(grad_output, code, pool, input, weight, window, groups, needed)
         return in_format(gradients[1], channels_last), gradients[2] if bias else grad_bias
     chosen = "implicit GEMM" if code is not None else algorithm(tuple(weight_shape), window, groups, input)
     if chosen == "matrix product":
         product = torch.tensordot(grad_output, input, dims=([0, 2, 3], [0, 2, 3])).view(weight_shape)
         return in_format(product, channels_last), grad_output.sum((0, 2, 3)) if bias else grad_bias
+    outputs = (empty_image(input, weight_shape, channels_last), grad_bias)
     if chosen == "depthwise":
-        depthwise.weight_gradient((grad_weight, grad_bias), grad_output, input, *window)
+        depthwise.weight_gradient(outputs, grad_output, input, *window)
     else:
-        gradients = (grad_weight, grad_bias)
-        weight_gradient.weight_gradient(gradients, grad_output, code, input, *window, groups, (pool[0], pool[1]))
-    return grad_weight, grad_bias
+        weight_gradient.weight_gradient(outputs, grad_output, code, input, *window, groups, (pool[0], pool[1]))
+    return outputs
 
 
-def _unpooled(
-    grad_output: Tensor, code: Tensor | None, pool: Pair, input_shape: Any, weight_shape: Any, window: Window
-) -> Tensor:
-    if code is None:
-        return grad_output
-    return codes.expanded(grad_output, code, pool, output_sizes(input_shape[2:], weight_shape[2:], window))
+def _gradients_by_torch(
+    grad_output: Tensor,
+    code: Tensor | None,
+    pool: Pair,
+    input: Tensor,
+    weight: Tensor,
+    window: Window,
+    groups: int,
+    needed: Sequence[bool],
+) -> Any:
+    """Of the input, the weight and the bias; a tensor that the needed ones do not depend on gives its shape alone."""
+    if code is not None:
+        size = output_sizes(input.shape[2:], weight.shape[2:], window)
+        grad_output = codes.expanded(grad_output, code, pool, size)
+    return torch.ops.aten.convolution_backward(
+        grad_output, input, weight, [weight.shape[0]], *window, False, (0, 0), groups, needed
+    )
 
 
 for _key in ("CPU", "CUDA"):
@@ -204,16 +212,8 @@ def _empty_output(input: Tensor, weight: Tensor, window: Window, channels_last: 
 
 
 @register_fake("lightconv::conv2d", lib=LIBRARY)
-def _(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
-) -> Tensor:
-    return _empty_output(input, weight, Window.of(stride, padding, dilation), is_channels_last(input, weight))
+def _(input: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
+    return _empty_output(input, weight, Window.of(*options[:3]), is_channels_last(input, weight))
 
 
 @register_fake("lightconv::conv2d_input_gradient", lib=LIBRARY)
@@ -250,12 +250,16 @@ def gradients(
     code: Tensor | None,
     input: Tensor | None,
     weight: Tensor | None,
-    pool: Pair = _UNPOOLED,
+    pool: Pair = (1, 1),
 ) -> Gradients:
     """The gradients that a convolution's context asks for: of the input, the weight and the bias."""
     needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
     if backend.transform_refusal() is not None:  # the operators would drop a forward-mode tangent of the gradient
-        return _gradients_by_torch(ctx, grad_output, code, input, weight, pool)
+        input = grad_output.new_empty(ctx.input_shape) if input is None else input
+        weight = grad_output.new_empty(ctx.weight_shape) if weight is None else weight
+        *pairs, groups = ctx.options
+        needed = (needs_input, needs_weight, needs_bias)
+        return _gradients_by_torch(grad_output, code, pool, input, weight, Window.of(*pairs), groups, needed)
     options = (*ctx.options, pool, ctx.channels_last)
     grad_input = grad_weight = grad_bias = None
     if needs_input:
@@ -268,20 +272,6 @@ def gradients(
         alive = grad_output if code is None else torch.where(code == codes.KILLED, 0, grad_output)
         grad_bias = alive.sum((0, 2, 3))
     return grad_input, grad_weight, grad_bias if needs_bias else None
-
-
-def _gradients_by_torch(
-    ctx: Any, grad_output: Tensor, code: Tensor | None, input: Tensor | None, weight: Tensor | None, pool: Pair
-) -> Gradients:
-    *pairs, groups = ctx.options
-    grad_output = _unpooled(grad_output, code, pool, ctx.input_shape, ctx.weight_shape, Window.of(*pairs))
-    # torch wants all tensors where it needs but the shape of those that were not kept
-    input = grad_output.new_empty(ctx.input_shape) if input is None else input
-    weight = grad_output.new_empty(ctx.weight_shape) if weight is None else weight
-    window = (*pairs, False, (0, 0), groups)
-    return torch.ops.aten.convolution_backward(
-        grad_output, input, weight, [ctx.weight_shape[0]], *window, ctx.needs_input_grad[:3]
-    )
 
 
 def _input_gradient_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -129,18 +129,9 @@ def _empty_outputs(input: Tensor, weight: Tensor, window: Window, activation: st
 
 
 @register_fake("lightconv::conv_block", lib=LIBRARY)
-def _(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
-    activation: str,
-    pool: Pair,
-) -> tuple[Tensor, Tensor]:
-    return _empty_outputs(input, weight, Window.of(stride, padding, dilation), activation, pool)
+def _(input: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> tuple[Tensor, Tensor]:
+    *pairs, _, activation, pool = options
+    return _empty_outputs(input, weight, Window.of(*pairs), activation, pool)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

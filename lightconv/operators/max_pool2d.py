@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import register_autograd, register_fake, register_vmap
+from torch.library import register_autograd, register_fake
 
 from lightconv.operators import backend
 from lightconv.operators.geometry import Pair, Window, empty_image, in_format, is_channels_last, output_sizes
@@ -155,63 +155,14 @@ def _backward_by_torch(
 
 
 @register_fake("lightconv::max_pool2d", lib=LIBRARY)
-def _(
-    input: Tensor,
-    kernel_size: Pair,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    ceil_mode: bool,
-    return_indices: bool,
-) -> tuple[Tensor, Tensor]:
-    return _empty_outputs(input, kernel_size, Window.of(stride, padding, dilation), ceil_mode, return_indices)
+def _(input: Tensor, kernel_size: Pair, *options: Any) -> tuple[Tensor, Tensor]:
+    *pairs, ceil_mode, return_indices = options
+    return _empty_outputs(input, kernel_size, Window.of(*pairs), ceil_mode, return_indices)
 
 
 @register_fake("lightconv::max_pool2d_backward", lib=LIBRARY)
-def _(
-    grad_output: Tensor,
-    where: Tensor,
-    input_shape: list[int],
-    kernel_size: Pair,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    ceil_mode: bool,
-    channels_last: bool,
-) -> Tensor:
-    return empty_image(grad_output, input_shape, channels_last)
-
-
-def _folded(tensor: Tensor, dim: int | None, size: int) -> Tensor:
-    # torch.vmap's dimension becomes part of the batch
-    stacked = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-    return stacked.flatten(0, 1)
-
-
-@register_vmap("lightconv::max_pool2d", lib=LIBRARY)
-def _(info: Any, in_dims: tuple[int | None, ...], input: Tensor, *options: Any) -> tuple[Any, tuple[int, int]]:
-    values, where = torch.ops.lightconv.max_pool2d(_folded(input, in_dims[0], info.batch_size), *options)
-    shape = (info.batch_size, values.shape[0] // info.batch_size)
-    return (values.unflatten(0, shape), where.unflatten(0, shape)), (0, 0)
-
-
-@register_vmap("lightconv::max_pool2d_backward", lib=LIBRARY)
-def _(
-    info: Any,
-    in_dims: tuple[int | None, ...],
-    grad_output: Tensor,
-    where: Tensor,
-    input_shape: list[int],
-    *options: Any,
-) -> tuple[Tensor, int]:
-    grad_output, where = (
-        _folded(tensor, dim, info.batch_size) for tensor, dim in zip((grad_output, where), in_dims, strict=False)
-    )
-    shape = (info.batch_size, input_shape[0])
-    grad_input = torch.ops.lightconv.max_pool2d_backward(
-        grad_output, where, (shape[0] * shape[1], *input_shape[1:]), *options
-    )
-    return grad_input.unflatten(0, shape), 0
+def _(grad_output: Tensor, where: Tensor, input_shape: list[int], *options: Any) -> Tensor:
+    return empty_image(grad_output, input_shape, channels_last=options[-1])
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -1,9 +1,7 @@
 """Compile Triton kernels for GPUs that need not be there, and say what came out.
 
-    compile_kernel    one kernel from the types of its arguments
-    compile_launches  every kernel that a launcher starts, specialised by its real arguments as Triton's JIT would
-
-Both work only in a process that does not interpret, which is what `pytest -m compile` starts.
+A launcher is called with its real arguments, and what Triton's JIT would compile for them is compiled. Works only in a
+process that does not interpret, which is what `pytest -m compile` starts.
 """
 
 import re
@@ -20,8 +18,6 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
-
-Position = tuple[int, ...]  # of an argument, or of an element of a tuple argument: (argument, element)
 
 
 class Compiled(NamedTuple):
@@ -40,49 +36,6 @@ def target(architecture: str) -> GPUTarget:
     if architecture.startswith("sm_"):
         return GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
     return GPUTarget("hip", architecture, 64)
-
-
-def compile_kernel(
-    kernel: JITFunction,
-    arguments: Mapping[str, Any],
-    constants: Mapping[str, Any],
-    architecture: str,
-    options: Mapping[str, Any],
-) -> Compiled:
-    """Compile a kernel from the types of its arguments.
-
-    Args:
-        kernel: a function decorated by `triton.jit`.
-        arguments: type by name: "*fp16" (a pointer, 16-byte aligned), "i32", "i64", "i32:16" (a multiple of 16, which
-            is what lets loads be vectorised), "tensordesc<fp16[64,32]>"; a tuple of these for a tuple argument, where
-            an element that is not a string is a value known when compiling, as Triton makes of every argument equal
-            to 1: `"x_strides": ("i32:16", 1, "i32:16", "i32:16")`.
-        constants: value by name of the constexpr arguments, and of None or 1 passed to an ordinary one.
-        architecture: "sm_80", "sm_90", "gfx942".
-        options: `num_warps`, `num_stages`, `maxnreg`: see `Tile.options`.
-    """
-    types = [arguments.get(name, "constexpr") for name in kernel.arg_names]
-    signature, known, attributes = {}, {}, {}
-    for position, (name, type_) in enumerate(zip(kernel.arg_names, types, strict=True)):
-        if name in constants:
-            known[(position,)] = constants[name]
-        elif name not in arguments:
-            raise TypeError(f"{kernel.__name__}: neither a type nor a value for {name!r}")
-        signature[name] = _signature(type_, (position,), known, attributes)
-    return _compile(ASTSource(kernel, signature, known, attributes), architecture, options)
-
-
-def _signature(type_: Any, at: Position, known: dict[Position, Any], attributes: dict[Position, Any]) -> Any:
-    # an argument's entry in the signature; its known values and its alignment are filed under its position
-    if isinstance(type_, tuple):
-        return tuple(_signature(element, (*at, i), known, attributes) for i, element in enumerate(type_))
-    if not isinstance(type_, str):
-        known[at] = type_
-        return "constexpr"
-    name, _, divisor = type_.partition(":")
-    if divisor or name.startswith("*"):
-        attributes[at] = [["tt.divisibility", 16]]
-    return name
 
 
 def compile_launches(launcher: Callable[..., Any], *args: Any, architecture: str, **kwargs: Any) -> list[Compiled]:

@@ -311,8 +311,8 @@ MUTATIONS = [
     Mutation("ordered_sum", "tl.where(inside, element, 0)", "element", SPLIT),
     Mutation("ordered_sum", "tl.where(is_weight, element, 0)", "element", SPLIT),
     Mutation("ordered_sum", "tl.where(is_bias, element - weights, 0)", "element - weights", SPLIT),
-    Mutation("launch", "window < windows", "window <= windows", POOL),
-    Mutation("launch", "tl.where(mask, window, 0)", "window", POOL),
+    Mutation("max_pooling", "window < windows", "window <= windows", POOL),
+    Mutation("max_pooling", "tl.where(mask, window, 0)", "window", POOL),
 ]
 
 

@@ -127,7 +127,7 @@ def test_every_tile_is_exact_on_this_gpu(table, check, channels, precision):
 
 @pytest.mark.parametrize("splits", [1, 3])
 def test_every_number_of_parts_is_exact(splits, monkeypatch):
-    monkeypatch.setattr(weight_gradient, "parts_of", lambda *_: splits)
+    monkeypatch.setattr(weight_gradient, "splits_of", lambda *_: splits)
     check_weight_gradient("half", None, MANY)
 
 

@@ -9,6 +9,7 @@ from support import (
     assert_same,
     assert_same_gradients,
     error_of,
+    laid_out,
     leaves,
     opinfo,
     ours_and_torchs,
@@ -103,17 +104,6 @@ def convolutions(draw):
     b = laid_out(torch.randint(-3, 4, (1, 1, 1, groups * filters)).to(dtype), draw(layouts)).flatten()
     b = draw(st.sampled_from([None, b, b[:1].expand_as(b)]))
     return x, w, b, (number(1, 3), number(1, 3)), padding, dilation, groups
-
-
-def laid_out(tensor: torch.Tensor, layout: str) -> torch.Tensor:
-    """The same values in another arrangement in memory (one image repeated, for "expanded")."""
-    if layout == "channels_last":
-        return tensor.contiguous(memory_format=torch.channels_last)
-    if layout == "sliced":
-        return F.pad(tensor, (1, 2, 1, 0)).repeat_interleave(2, -1)[..., 1:, 2:-4:2]
-    if layout == "expanded":
-        return tensor[:1].expand_as(tensor)
-    return tensor
 
 
 @given(convolutions())
