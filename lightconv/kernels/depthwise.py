@@ -149,7 +149,7 @@ def _weight_gradient_kernel(
     r = part // tap_blocks % R
     split = (part // tap_blocks // R).to(INDEX)
     # the bias is one more tap of the first row: one that sees 1 everywhere
-    is_bias = (s == S) & (r == 0)
+    is_bias = s == tl.where(r == 0, S, -1)
     sees = tl.where(is_bias, 1.0, 0.0).to(x.dtype.element_ty)[:, None]
     g_channel, x_channel = k * g_strides[1], k // MULTIPLIER * x_strides[1]
 

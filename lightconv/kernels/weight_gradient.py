@@ -111,10 +111,9 @@ def _kernel(
     tap_offset = r * dw_strides[2] + s * dw_strides[3]
     dw_offset = group * dw_group + (k * dw_strides[0])[:, None] + (c * dw_strides[1])[None, :] + tap_offset
     tl.store(dw + dw_offset, accumulator.to(dw.dtype.element_ty), mask=k_in[:, None] & c_in[None, :])
-    if BIAS:
+    if BIAS and column_block == 0:
         db += split.to(tl.int64) * split_stride
-        stored = k_in & (column_block == 0)
-        tl.store(db + group * filters + k, tl.sum(bias, 0).to(db.dtype.element_ty), mask=stored)
+        tl.store(db + group * filters + k, tl.sum(bias, 0).to(db.dtype.element_ty), mask=k_in)
 
 
 class Plan(NamedTuple):

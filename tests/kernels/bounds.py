@@ -132,7 +132,7 @@ class _Checker:
 
     def checked(self, access: str, pointers: TensorHandle, mask: Any) -> TensorHandle:
         """The same pointers without their numbers, once every lane has been found to be where it may be."""
-        active = np.broadcast_to(np.asarray(mask.data), pointers.data.shape)  # a descriptor's mask is a bare array
+        active = np.broadcast_to(_values(mask), pointers.data.shape)
         numbers = pointers.data >> np.uint64(_ADDRESS_BITS)
         addresses = pointers.data & np.uint64(2**_ADDRESS_BITS - 1)
         size = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
@@ -169,12 +169,17 @@ def _unwrapping_errors(call: Callable[..., None]) -> Callable[..., None]:
 
 def _without_filled_lanes(materialize: Callable[..., Any]) -> Callable[..., Any]:
     # lanes outside the described shape never become addresses on the GPU: here they point at the base
-    def without(descriptor: TensorDescHandle, offsets: list[TensorHandle]) -> tuple[TensorHandle, np.ndarray]:
+    def without(descriptor: TensorDescHandle, offsets: list[TensorHandle]) -> tuple[TensorHandle, Any]:
         pointers, inside = materialize(descriptor, offsets)
-        pointers.data = np.where(inside, pointers.data, descriptor.base.data)
+        pointers.data = np.where(_values(inside), pointers.data, descriptor.base.data)
         return pointers, inside
 
     return without
+
+
+def _values(mask: Any) -> np.ndarray:
+    # until Triton 3.8 a descriptor's mask is a bare array
+    return np.asarray(mask.data)
 
 
 @contextmanager
