@@ -19,9 +19,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightconv.kernels.launch import Outputs, Pair, in_float32_when_interpreted, index_type, on_device
+from lightconv.kernels.launch import Outputs, Pair, architecture, in_float32_when_interpreted, index_type, on_device
+from lightconv.kernels.tiles import at_most_registers
 
 _BLOCK = 1024
+_FORWARD_REGISTERS = 64  # enough for four blocks: left alone, ptxas spills to fit a fifth
 
 
 @triton.jit
@@ -148,6 +150,7 @@ def forward(
             values.numel(), _sizes(input), _sizes(values), input.stride(), stride, padding, dilation,
             *kernel_size, channels_last, _are_indices(where),
             _run(values), index_type(input, values), _BLOCK, num_warps=_warps(values, channels_last),
+            **at_most_registers(_FORWARD_REGISTERS, architecture(input)),
         )  # fmt: skip
 
 

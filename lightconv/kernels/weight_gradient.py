@@ -31,7 +31,7 @@ from lightconv.kernels.launch import (
     index_type,
     on_device,
 )
-from lightconv.kernels.tiles import MULTIPROCESSORS, Table, Tile, arithmetic, fitting, nearest
+from lightconv.kernels.tiles import ARCHITECTURES, MULTIPROCESSORS, Table, Tile, arithmetic, fitting, nearest
 
 # rows are filters, columns are channels of a tap, depth is pixels
 _TILES = {
@@ -46,7 +46,8 @@ _FLATTENED_TILES = {
     "tf32": (Tile(64, 32, 32, 4, 1),),
     "ieee": (Tile(64, 32, 16, 8, 1),),
 }
-FLATTENED_TILES: Table = {a: {kind: _FLATTENED_TILES[kind] for kind in kinds} for a, kinds in TILES.items()}
+_FLATTENED_MFMA = {"half": (Tile(64, 32, 16, 8, 1),), "ieee": _FLATTENED_TILES["ieee"]}
+FLATTENED_TILES: Table = dict.fromkeys(ARCHITECTURES, _FLATTENED_TILES) | {"gfx942": _FLATTENED_MFMA}
 
 
 @triton.jit
