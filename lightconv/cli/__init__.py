@@ -7,6 +7,7 @@ VERBS = {
     "train": "train a network; without arguments LeNet on real handwritten digits, in seconds on a CPU",
     "evaluate": "test a finished run's network: run=DIRECTORY",
     "bench": "compare with torch: memory traffic, counted anywhere, or what=kernels, timed on a GPU",
+    "doctor": "say what is installed, what will run where, and what stands in the way",
 }
 _HELP = f"""lightconv: convolution and max-pooling on Triton kernels, from images to a trained CNN
 

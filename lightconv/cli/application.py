@@ -39,7 +39,7 @@ def launch(verb: str, overrides: list[str]) -> None:
     UserConfigs.directory = next((v for flag, v in _flags(overrides) if flag in {"--config-dir", "-cd"}), None)
     Plugins.instance().register(UserConfigs)
     function = getattr(importlib.import_module(f"lightconv.cli.{verb}"), verb)
-    _quiet()
+    quiet()
     application = hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=verb)(function)
     try:
         application()
@@ -117,8 +117,8 @@ OmegaConf.register_new_resolver("run_directory", run_directory, replace=True)
 OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 
 
-def _quiet() -> None:
-    # the run's own tables say what Lightning would announce
+def quiet() -> None:
+    """Keep what Lightning announces off the terminal, where a verb's own tables say it; once it has been imported."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")

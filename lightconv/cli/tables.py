@@ -3,8 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 console = Console()
@@ -35,15 +37,30 @@ def show_classes(classes: Sequence[str], results: Mapping[str, Tensor]) -> None:
     console.print(table)
 
 
-def show_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print dictionaries as rows under the union of their keys."""
+def show_rows(title: str, rows: Sequence[Mapping[str, Any]], dense: bool = False) -> None:
+    """Print dictionaries as rows under the union of their keys; densely if they are many and their first one names."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    table = Table(title=title, title_justify="left")
-    for name in columns:
-        table.add_column(name, justify="right", overflow="fold")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD if dense else box.HEAVY_HEAD)
+    for index, name in enumerate(columns):
+        names = dense and index == 0
+        table.add_column(name, justify="left" if names else "right", overflow="fold", no_wrap=names)
     for row in rows:
         table.add_row(*(text(row.get(name, "")) for name in columns))
     console.print(table)
+
+
+def show_facts(title: str, rows: Sequence[Sequence[str]]) -> None:
+    """Print words in columns under a title."""
+    grid = Table.grid(padding=(0, 2), pad_edge=True)
+    for row in rows:
+        grid.add_row(*map(Text, row))  # as they are: brackets are no markup
+    console.print(Text(title, style="bold"), grid, "", sep="\n")
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Dictionaries with the same keys as a Markdown table."""
+    lines = [rows[0].keys(), ["---"] * len(rows[0]), *(map(text, row.values()) for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def text(value: Any) -> str:

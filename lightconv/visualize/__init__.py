@@ -1,5 +1,6 @@
 """Pictures of what a network does, as matplotlib figures."""
 
+from lightconv.visualize.times import relative_times
 from lightconv.visualize.training import confusion_matrix, learning_curve
 
-__all__ = ["confusion_matrix", "learning_curve"]
+__all__ = ["confusion_matrix", "learning_curve", "relative_times"]

@@ -1,0 +1,68 @@
+"""what=kernels: lightconv's kernels against torch, eager and compiled, in time on a GPU."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from lightconv import visualize
+from lightconv.cli.bench.layers import LAYERS, Contender, Layer, check, sides, timed
+from lightconv.cli.bench.report import Report, circumstances
+from lightconv.errors import InputError
+from lightconv.operators.backend import use_backend
+
+_COMPILED = {
+    "torch.compile": "default",
+    "reduce-overhead": "reduce-overhead",  # CUDA graphs: what launches cost is gone
+    "max-autotune": "max-autotune",  # and Triton templates, timed against cuDNN
+}
+
+
+def kernels(config: DictConfig) -> Report:
+    """Time every layer of `LAYERS`.
+
+    Raises:
+        InputError: without a GPU or Triton.
+    """
+    if not torch.cuda.is_available():
+        raise InputError(
+            "what=kernels measures on a GPU and there is none here; what=traffic counts on any machine, and "
+            "what=blocks and what=pipeline measure on any"
+        )
+    with use_backend("triton"):  # refuses here, before anything is measured, where Triton is not installed
+        torch.backends.cudnn.benchmark = True  # torch at its best
+        rows = [row for layer in LAYERS for row in measure(layer, config, "cuda")]
+    depends_on = circumstances(config, torch.device("cuda"), "torch", "triton")
+    title = f"milliseconds of layers: {depends_on}, {_tf32()}"
+    return Report({title: rows}, figure=visualize.relative_times(rows, "torch", title))
+
+
+def measure(layer: Layer, config: DictConfig, device: str) -> list[dict[str, Any]]:
+    """Time a layer by lightconv, torch and torch.compile, once they are known to compute the same.
+
+    Returns:
+        A table row for the forward pass and one for forward and backward.
+    """
+    check(layer, config, device, backend="triton")
+    torch.compiler.reset()
+    ours, theirs, images = sides(layer, config, device)
+    contenders = {"lightconv": Contender("triton", ours), "torch": Contender("reference", theirs)}
+    for name, mode in _COMPILED.items():
+        contenders[name] = Contender("reference", torch.compile(theirs, mode=mode))
+    size = "x".join(map(str, layer.images))
+    medians = timed(contenders, images, _milliseconds, config.rounds)
+    return [{"layer": layer.name, "images": size, "pass": name, **times} for name, times in medians.items()]
+
+
+def _milliseconds(step: Callable[[], Any]) -> float:
+    from triton.testing import do_bench  # noqa: PLC0415  not installed everywhere
+
+    return do_bench(step, return_mode="median")
+
+
+def _tf32() -> str:
+    """What all contenders obey: the switches of torch."""
+    switches = {"convolutions": torch.backends.cudnn.conv, "matrix products": torch.backends.cuda.matmul}  # type: ignore[attr-defined]
+    states = (f"{'on' if s.fp32_precision == 'tf32' else 'off'} for {name}" for name, s in switches.items())
+    return f"TF32 {', '.join(states)}"

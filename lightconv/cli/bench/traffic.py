@@ -1,0 +1,56 @@
+"""what=traffic: bytes moved and kernels launched by a training step, counted on any machine."""
+
+import torch
+from omegaconf import DictConfig
+from torch.nn import Module
+
+from lightconv import nn
+from lightconv.analysis import Traffic, compare
+from lightconv.cli.application import instantiate
+from lightconv.cli.bench.layers import TorchBlock, formatted
+from lightconv.cli.bench.report import Report, memory_format
+from lightconv.errors import InputError
+
+
+def traffic(config: DictConfig) -> Report:
+    """Count what a training step moves through memory by lightconv's blocks and by torch's.
+
+    Raises:
+        InputError: if there is no such model or layer.
+    """
+    side = config.model.image_size
+    images = torch.empty(config.batch_size, config.model.channels, side, side, device="meta").to(**formatted(config))
+    ours, theirs = (_network(config, block) for block in (nn.ConvBlock, TorchBlock))
+    try:
+        theirs(images)
+    except RuntimeError as error:
+        raise InputError(f"layers={config.layers} cannot follow each other from the images on: {error}") from error
+    our_figures, their_figures = map(_figures, compare(ours, theirs, images))
+    ratios = {name: our_figures[name] / their_figures[name] for name in our_figures}
+    rows = [{"": "lightconv", **our_figures}, {"": "torch", **their_figures}, {"": "ratio", **ratios}]
+    parts = "" if config.layers is None else f" {', '.join(config.layers)}"
+    title = f"{config.model._target_.split('.')[-1]}{parts}: forward and backward of {config.batch_size} images"
+    return Report({f"{title}, {config.dtype}, {memory_format(config)}, in MB": rows})
+
+
+def _network(config: DictConfig, block: type[Module]) -> Module:
+    with torch.device("meta"):
+        model: Module = instantiate(config.model, block=block).to(**formatted(config))
+    if config.layers is None:
+        return model
+    try:
+        return torch.nn.Sequential(*(model.get_submodule(name) for name in config.layers))
+    except AttributeError as error:
+        known = ", ".join(name for name, _ in model.named_children())
+        raise InputError(f"layers={config.layers}: list some of {known}, or give null for all") from error
+
+
+def _figures(counted: Traffic) -> dict[str, float]:
+    return {
+        "launches": counted.launches,
+        "operators": counted.operators,
+        "read": counted.read / 1e6,
+        "written": counted.written / 1e6,
+        "read + written": (counted.read + counted.written) / 1e6,
+        "saved for backward": counted.saved / 1e6,
+    }

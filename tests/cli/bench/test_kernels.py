@@ -1,0 +1,61 @@
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lightconv.cli import tables
+from lightconv.cli.bench import kernels
+
+
+def test_kernels_are_not_measured_without_a_gpu(lightconv, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="2"):
+        lightconv("bench", "what=kernels", "output=tables/mine.md")
+    assert "measures on a GPU and there is none here" in capsys.readouterr().err
+    assert list(Path().iterdir()) == []
+
+
+@pytest.fixture
+def no_gpu_needed(monkeypatch):
+    """Time what is interpreted on a CPU: by the length of a step's result."""
+    modes = []
+    monkeypatch.setattr(torch, "compile", lambda module, mode: (modes.append(mode), module)[1])
+    monkeypatch.setattr("triton.testing.do_bench", lambda step, return_mode: float(len(step()) == 2))
+    return modes
+
+
+def test_a_layer_is_checked_then_timed(tiny, settings, no_gpu_needed):
+    rows = kernels.measure(tiny, settings, "cpu")
+    assert [row["pass"] for row in rows] == ["forward", "forward+backward"]
+    assert tables.markdown(rows) == (
+        "| layer | images | pass | lightconv | torch | torch.compile | reduce-overhead | max-autotune |\n"
+        "| --- | --- | --- | --- | --- | --- | --- | --- |\n"
+        "| tiny block | 2x4x6x6 | forward | 1.0000 | 1.0000 | 1.0000 | 1.0000 | 1.0000 |\n"
+        # 2 images; of the other, 4 tensors
+        "| tiny block | 2x4x6x6 | forward+backward | 0.0000 | 0.0000 | 0.0000 | 0.0000 | 0.0000 |\n"
+    )
+    assert no_gpu_needed == ["default", "reduce-overhead", "max-autotune"]
+
+
+def test_a_wrong_kernel_is_refused_before_it_is_timed(tiny, settings, monkeypatch):
+    monkeypatch.setattr("triton.testing.do_bench", lambda *args, **kwargs: pytest.fail("timed"))
+    wrong = tiny._replace(build=lambda nn: torch.nn.AvgPool2d(2) if hasattr(nn, "modules") else nn.MaxPool2d(2))
+    with pytest.raises(AssertionError, match="tiny block"):
+        kernels.measure(wrong, settings, "cpu")
+
+
+def test_titles_say_who_multiplies_in_tf32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "conv", SimpleNamespace(fp32_precision="tf32"))
+    monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(fp32_precision="ieee"))
+    assert kernels._tf32() == "TF32 on for convolutions, off for matrix products"
+
+
+@pytest.mark.gpu
+def test_measures_on_a_gpu(lightconv, tiny, monkeypatch):
+    monkeypatch.setattr(kernels, "LAYERS", (tiny,))
+    lightconv("bench", "what=kernels", "output=tables/mine.md", "rounds=1")
+    written = Path("tables/mine.md").read_text()
+    assert torch.cuda.get_device_name() in written
+    assert "| tiny block | 2x4x6x6 | forward+backward |" in written
+    assert Path("tables/mine.png").is_file()

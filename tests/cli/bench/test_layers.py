@@ -1,0 +1,42 @@
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from lightconv.cli.bench import layers
+from lightconv.cli.bench.layers import LAYERS, Contender, check, sides, timed
+from lightconv.operators import backend
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.name)
+def test_both_libraries_build_the_layers_that_are_measured(layer):
+    with torch.device("meta"):
+        ours, theirs = layer.build(layers.nn), layer.build(layers.Torch)
+        images = torch.empty(layer.images)
+    assert ours(images).shape == theirs(images).shape
+    assert [p.shape for p in ours.parameters()] == [p.shape for p in theirs.parameters()]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_kernel_that_computes_something_else_is_not_timed(tiny, dtype):
+    settings = OmegaConf.create({"dtype": dtype, "channels_last": True})
+    check(tiny, settings, "cpu")
+    wrong = tiny._replace(build=lambda nn: torch.nn.AvgPool2d(2) if nn is layers.Torch else nn.MaxPool2d(2))
+    with pytest.raises(AssertionError, match="tiny block: Tensor-likes are not equal"):
+        check(wrong, settings, "cpu")
+
+
+def test_every_contender_runs_under_its_backend(tiny, settings):
+    ours, theirs, images = sides(tiny, settings, "cpu")
+    seen = []
+
+    def milliseconds(step):
+        seen.append(backend._backend)
+        return float(len(step()))
+
+    contenders = {"ours": Contender("triton", ours), "theirs": Contender("reference", theirs)}
+    assert timed(contenders, images, milliseconds, rounds=2) == {
+        "forward": {"ours": 2.0, "theirs": 2.0},  # 2 images
+        "forward+backward": {"ours": 4.0, "theirs": 4.0},  # the result, and the gradients of images, weight and bias
+    }
+    assert seen == ["triton", "reference"] * 4
+    assert backend._backend == "auto"

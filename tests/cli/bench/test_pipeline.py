@@ -1,0 +1,142 @@
+from itertools import count
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from lightconv.cli.application import config_directory
+from lightconv.cli.bench import epochs, pipeline
+from lightconv.cli.bench.epochs import LOADERS, TRAININGS, Sized
+from lightconv.data import Digits, ImageData
+
+
+@pytest.fixture
+def config():
+    with initialize_config_dir(str(config_directory()), version_base="1.3"):
+        return compose("bench", ["what=pipeline", "images=6", "batch_size=4", "seed=1"])
+
+
+@pytest.fixture
+def data(config):
+    return Sized(Digits(batch_size=config.batch_size, seed=config.seed), config.images)
+
+
+class Coloured(ImageData):
+    """Ten images of noise in three channels, each normalised by its own figures."""
+
+    mean, deviation = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+
+    def load(self, stage):
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randint(256, (10, 3, 4, 5), generator=generator).to(torch.uint8)
+        return {"train": (images, torch.arange(10)), "validation": (images, torch.arange(10))}
+
+
+@pytest.fixture
+def ticking(monkeypatch):
+    """A clock that goes on by one second each time it is read."""
+    monkeypatch.setattr(epochs, "clock", count().__next__)
+
+
+@pytest.mark.parametrize("images", [6, 3000])
+def test_a_training_part_is_cut_or_repeated(images):
+    whole = Digits()
+    pictures, labels = Sized(whole, images).split("train")
+    chosen = [i % 1257 for i in range(images)]
+    assert torch.equal(pictures, whole.split("train")[0][chosen])
+    assert torch.equal(labels, whole.split("train")[1][chosen])
+
+
+def test_prints_and_writes_epochs_of_training_and_of_loading(lightconv, capsys, ticking):
+    lightconv("bench", "what=pipeline", "images=6", "batch_size=4", "rounds=1", "output=tables/mine.md")
+    title, table, note = Path("tables/mine.md").read_text().split("\n\n")
+    for words in ("LeNet, 6 images from 1,257 of Digits, 4 a batch, AdamW, num_workers=0", torch.__version__):
+        assert words in title
+    for words in ("lightning ", "torchvision ", "thread", "float32", "channels_last", "median of 1 round"):
+        assert words in title
+    assert table.splitlines() == [
+        "| epoch of | by | seconds | images/s | / lightconv |",
+        "| --- | --- | --- | --- | --- |",
+        *(f"| training | {name} | 1 | 6 | 1.0000 |" for name in TRAININGS),
+        *(f"| loading | {name} | 1 | 6 | 1.0000 |" for name in LOADERS),
+    ]
+    assert "Not timed: reading the set" in note
+    assert title in " ".join(capsys.readouterr().out.split())  # wrapped
+    assert [path.name for path in Path().iterdir()] == ["tables"]
+
+
+@pytest.mark.parametrize("kind", [Digits, Coloured])
+@pytest.mark.parametrize("name", LOADERS)
+def test_loaders_deliver_the_same_images_in_another_order(name, kind, config):
+    data = Sized(kind(batch_size=4), 6)
+    loader = LOADERS[name](config, data)
+    sizes = [len(labels) for _, labels in loader]
+    images, labels = (torch.cat(parts) for parts in zip(*loader, strict=True))
+    expected = data.normalize(data.split("train")[0].float() / 255)
+    distances = torch.cdist(images.flatten(1), expected.flatten(1))
+    assert sizes == [4, 2]
+    assert sorted(distances.argmin(1).tolist()) == list(range(6))
+    assert distances.min(1).values.max() < 1e-2
+    assert torch.equal(labels, data.split("train")[1][distances.argmin(1)])
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_every_way_trains_on_every_image_and_times_the_second_epoch(name, config, data, ticking, monkeypatch):
+    sizes = []
+    cross_entropy = torch.nn.functional.cross_entropy
+
+    def noted(logits, labels, **options):
+        sizes.append(len(labels))
+        return cross_entropy(logits, labels, **options)
+
+    for module in ("lightconv.cli.bench.epochs", "lightconv.tasks.classification"):
+        monkeypatch.setattr(f"{module}.cross_entropy", noted)
+    trained = TRAININGS[name](config, data)
+    assert sizes == [4, 2] * 2
+    assert trained.seconds == 1
+
+
+def test_all_ways_train_the_same_network(config, data):
+    pipeline.check(config, data)
+
+
+def _with_a_larger_step(config, data):
+    config = config.copy()
+    config.optimizer.lr *= 2
+    return TRAININGS["PyTorch loop"](config, data)
+
+
+def _with_other_labels(config, data):
+    data = Sized(data.data, data.count)
+    images, labels = data.split("train")
+    data.load = lambda stage: {"train": (images, labels.roll(1))}
+    data._splits.clear()
+    return TRAININGS["PyTorch loop"](config, data)
+
+
+@pytest.mark.parametrize("wrong", [_with_a_larger_step, _with_other_labels])
+def test_a_way_that_trains_otherwise_is_not_timed(lightconv, monkeypatch, wrong):
+    monkeypatch.setattr(pipeline, "TRAININGS", {**TRAININGS, "otherwise": wrong})
+    monkeypatch.setattr(pipeline, "medians", lambda *_: pytest.fail("timed"))
+    with pytest.raises(AssertionError, match="otherwise trains another network than lightconv"):
+        lightconv("bench", "what=pipeline", "images=6", "batch_size=6")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["dtype=bfloat16"], ["float32"]),
+        (["+data.augmentation._target_=lightconv.data.Augmentation"], ["without augmentation"]),
+        (["data=fashion_mnist", "data.root=nowhere"], ["FashionMNIST", "nowhere"]),
+        (["model.channels=3"], ["Digits", "model.channels"]),
+    ],
+    ids=lambda value: " ".join(value) if "=" in value[0] else "",
+)
+def test_mistakes_are_told(lightconv, capsys, arguments, words):
+    with pytest.raises(SystemExit, match="2"):
+        lightconv("bench", "what=pipeline", *arguments)
+    message = capsys.readouterr().err
+    assert "error: " in message
+    for word in words:
+        assert word in message

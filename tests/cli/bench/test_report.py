@@ -1,0 +1,57 @@
+import torch
+from matplotlib.figure import Figure
+from omegaconf import OmegaConf
+
+from lightconv.cli.bench import report
+from lightconv.cli.bench.report import Report, circumstances, medians
+
+
+def test_contenders_take_turns():
+    turns = []
+
+    def contender(name, *seconds):
+        remaining = list(seconds)
+        return lambda: (turns.append(name), remaining.pop(0))[1]
+
+    assert medians({"ours": contender("ours", 3.0, 1.0, 2.0), "theirs": contender("theirs", 5.0, 9.0, 5.0)}, 3) == {
+        "ours": 2.0,
+        "theirs": 5.0,
+    }
+    assert turns == ["ours", "theirs"] * 3
+
+
+def test_a_report_prints_and_writes_all_of_it(tmp_path, capsys):
+    tables = {"one title": [{"by": "us", "seconds": 0.5}], "another title": [{"by": "them", "images/s": 1234}]}
+    found = Report(tables, note="what counts", figure=Figure())
+    found.show()
+    found.write(tmp_path / "folder" / "mine.md")
+    printed = capsys.readouterr().out
+    for word in ("one title", "another title", "0.5000", "1,234", "what counts"):
+        assert word in printed
+    assert (tmp_path / "folder" / "mine.md").read_text() == (
+        "one title\n\n| by | seconds |\n| --- | --- |\n| us | 0.5000 |\n\n"
+        "another title\n\n| by | images/s |\n| --- | --- |\n| them | 1,234 |\n\n"
+        "what counts\n\n![the same as a picture](mine.png)\n"
+    )
+    assert (tmp_path / "folder" / "mine.png").stat().st_size > 0
+
+
+def test_a_title_says_what_a_time_depends_on(monkeypatch):
+    config = OmegaConf.create({"dtype": "bfloat16", "channels_last": False, "rounds": 1})
+    monkeypatch.setattr(report, "_cpu_name", lambda: "Some CPU")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert circumstances(config, torch.device("cpu"), "torch") == (
+        f"Some CPU, 3 threads, torch {torch.__version__}, bfloat16, contiguous, median of 1 round"
+    )
+
+
+def test_the_cpu_has_a_name():
+    assert report._cpu_name()
+
+
+def test_the_clock_waits_for_the_accelerator(monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda: waited.append(True))
+    assert report.clock() <= report.clock()
+    assert waited == [True, True]
