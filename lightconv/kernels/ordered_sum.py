@@ -1,4 +1,4 @@
-"""The second pass of every split sum: partial results, one after the other, always in the same order.
+"""The second pass of every split sum: partial results, added always in the same order.
 
     output[i] = sum over splits of  workspace[split, i]
 
@@ -15,19 +15,23 @@ from torch import Tensor
 
 from lightconv.kernels.launch import on_device
 
-_BLOCK = 256
+_AT_ONCE = 1024  # elements that a block loads; of many parts, as one after the other would each wait for memory
+_PARTS_AT_ONCE = 32
 _WARPS = 4
 
 
 @triton.jit
-def _kernel(workspace, weight, bias, weights, elements, splits, BLOCK: tl.constexpr):
+def _kernel(workspace, weight, bias, weights, elements, splits, PARTS: tl.constexpr, BLOCK: tl.constexpr):
     element = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = element < elements
     clamped = tl.where(inside, element, 0)
-    total = tl.zeros((BLOCK,), tl.float32)
-    for split in range(splits):
-        part = workspace + tl.full((), split, tl.int64) * elements
-        total += tl.load(part + clamped, mask=inside, other=0.0)
+    total = tl.zeros((PARTS, BLOCK), tl.float32)
+    for first in range(0, splits, PARTS):
+        split = first + tl.arange(0, PARTS)
+        there = (split < splits)[:, None] & inside[None, :]
+        part = tl.where(split < splits, split, 0).to(tl.int64) * elements
+        total += tl.load(workspace + part[:, None] + clamped[None, :], mask=there, other=0.0)
+    total = tl.sum(total, 0)
     is_weight = element < weights
     is_bias = inside & (element >= weights)
     tl.store(weight + tl.where(is_weight, element, 0), total.to(weight.dtype.element_ty), mask=is_weight)
@@ -58,8 +62,10 @@ def add(parts: Parts, weight: Tensor, bias: Tensor) -> None:
     if parts.weight is weight:
         return
     splits, elements = parts.weight.shape
+    together = min(_PARTS_AT_ONCE, triton.next_power_of_2(splits))
+    block = _AT_ONCE // together
     with on_device(weight):
-        _kernel[(triton.cdiv(elements, _BLOCK),)](
-            parts.weight, weight, bias if bias.numel() else weight, weight.numel(), elements, splits, _BLOCK,
-            num_warps=_WARPS,
+        _kernel[(triton.cdiv(elements, block),)](
+            parts.weight, weight, bias if bias.numel() else weight, weight.numel(), elements, splits,
+            together, block, num_warps=_WARPS,
         )  # fmt: skip

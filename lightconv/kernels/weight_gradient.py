@@ -39,7 +39,16 @@ _TILES = {
     "tf32": (Tile(64, 64, 32, 8, 2), Tile(64, 32, 32, 4, 2)),
     "ieee": (Tile(64, 32, 16, 8, 2),),
 }
-TILES: Table = {a: {kind: _TILES[kind] for kind in kinds} for a, kinds in implicit_gemm.TILES.items()}
+_TILES_WGMMA = (
+    _TILES
+    | {  # twice the depth: a step's addresses, which no warp group shares, serve twice the products
+        "half": (Tile(128, 128, 64, 8, 2), *_TILES["half"][1:]),
+    }
+)
+TILES: Table = {
+    a: {kind: (_TILES_WGMMA if a in {"sm_90", "sm_100"} else _TILES)[kind] for kind in kinds}
+    for a, kinds in implicit_gemm.TILES.items()
+}
 # a column knows its own tap, which takes registers
 _FLATTENED_TILES = {
     "half": (Tile(64, 32, 32, 4, 1),),
