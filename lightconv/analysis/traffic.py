@@ -22,7 +22,7 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +70,15 @@ class Traffic:
         )
 
 
+class Operator(NamedTuple):
+    """One operator's share: its name, "aten::relu", and what it adds to each figure of `Traffic`."""
+
+    name: str
+    launches: int
+    read: int
+    written: int
+
+
 def traffic(module: nn.Module, *inputs: Any) -> Traffic:
     """Count one forward and backward pass; the head of this file says what and how.
 
@@ -77,16 +86,24 @@ def traffic(module: nn.Module, *inputs: Any) -> Traffic:
         module: run on stand-ins for its parameters and buffers; these are neither read nor changed.
         inputs: its arguments, of which tensors count by shape, strides, dtype and requires_grad, not by value.
     """
+    forward, backward, saved = passes(module, *inputs)
+    called = [*forward, *backward]
+    launches, read, written = (sum(getattr(o, name) for o in called) for name in ("launches", "read", "written"))
+    return Traffic(len(called), launches, read, written, saved)
+
+
+def passes(module: nn.Module, *inputs: Any) -> tuple[list[Operator], list[Operator], int]:
+    """The operators of the forward and of the backward pass, in order, and the bytes saved between them."""
     state = {name: on_meta(t) for name, t in (*module.named_parameters(), *module.named_buffers())}
     inputs = tree_map_only(Tensor, on_meta, inputs)
-    counter, saved = _Counter(), _Saved(state.values())
-    with counter, saved_tensors_hooks(saved.pack, lambda tensor: tensor):
+    forward, backward, saved = _Counter(), _Counter(), _Saved(state.values())
+    with forward, saved_tensors_hooks(saved.pack, lambda tensor: tensor):
         results = functional_call(module, state, inputs)
     outputs = [t for t in tree_leaves(results) if isinstance(t, Tensor) and t.requires_grad]
     cotangents = [torch.ones_like(t) for t in outputs]  # made by the loss, so not counted
-    with counter:
+    with backward:
         torch.autograd.backward(outputs, cotangents)
-    return Traffic(counter.operators, counter.launches, counter.read, counter.written, saved.total())
+    return forward.operators, backward.operators, saved.total()
 
 
 def compare(ours: nn.Module, theirs: nn.Module, *inputs: Any) -> tuple[Traffic, Traffic]:
@@ -102,11 +119,11 @@ def compare(ours: nn.Module, theirs: nn.Module, *inputs: Any) -> tuple[Traffic, 
 
 
 class _Counter(TorchDispatchMode):
-    """Adds up the operators called within it."""
+    """Lists the operators called within it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.operators = self.launches = self.read = self.written = 0
+        self.operators: list[Operator] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -124,10 +141,9 @@ class _Counter(TorchDispatchMode):
         written = [*_changed(func, arguments), *_fresh(func, arguments, result)]
         if not written:
             return
-        self.operators += 1
-        self.launches += _LAUNCHES.get(func._schema.name, lambda _: 1)(arguments)
-        self.read += _distinct_bytes(_read(func, arguments))
-        self.written += _distinct_bytes(written)
+        launches = _LAUNCHES.get(func._schema.name, lambda _: 1)(arguments)
+        read = distinct_bytes(_read(func, arguments))
+        self.operators.append(Operator(func._schema.name, launches, read, distinct_bytes(written)))
 
 
 def _changed(func: Any, arguments: dict[str, Any]) -> list[Tensor]:
@@ -207,7 +223,7 @@ def _bytes(tensor: Tensor) -> int:
     return min(distinct, _span(tensor)) * tensor.element_size()
 
 
-def _distinct_bytes(tensors: Iterable[Tensor]) -> int:
+def distinct_bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of several tensors, of which some may be the same piece of memory."""
     distinct = {(_storage(t), t.storage_offset(), tuple(t.shape), t.stride()): t for t in tensors}
     return sum(map(_bytes, distinct.values()))

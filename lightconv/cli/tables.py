@@ -40,7 +40,8 @@ def show_classes(classes: Sequence[str], results: Mapping[str, Tensor]) -> None:
 def show_rows(title: str, rows: Sequence[Mapping[str, Any]], dense: bool = False) -> None:
     """Print dictionaries as rows under the union of their keys; densely if they are many and their first one names."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD if dense else box.HEAVY_HEAD)
+    tight: dict[str, Any] = {"box": box.SIMPLE_HEAD, "collapse_padding": True, "pad_edge": False} if dense else {}
+    table = Table(title=title, title_justify="left", **tight)
     for index, name in enumerate(columns):
         names = dense and index == 0
         table.add_column(name, justify="left" if names else "right", overflow="fold", no_wrap=names)

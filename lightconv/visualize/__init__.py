@@ -1,6 +1,7 @@
 """Pictures of what a network does, as matplotlib figures."""
 
+from lightconv.visualize.roofline import Point, roofline
 from lightconv.visualize.times import relative_times
 from lightconv.visualize.training import confusion_matrix, learning_curve
 
-__all__ = ["confusion_matrix", "learning_curve", "relative_times"]
+__all__ = ["Point", "confusion_matrix", "learning_curve", "relative_times", "roofline"]

@@ -3,12 +3,12 @@ from pathlib import Path
 
 import pytest
 
-from lightconv.cli import main
-
 
 @pytest.fixture
 def lightconv(tmp_path, monkeypatch):
     """Run the command line in an empty directory, as a user would."""
+    from lightconv.cli import main  # not earlier: tests/conftest.py first says whether kernels are interpreted
+
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("lightconv.cli.sweep._last", None)
 

@@ -197,7 +197,7 @@ def compiled(launcher, arguments, architecture, tile):
 
     results = compile_launches(launcher, *arguments, architecture=architecture, tile=tile)
     for result in results:
-        assert result.stack == 0, f"{result.name} {tile}: {result.stack} spilled at {result.registers} registers"
+        assert result.spilled == 0, f"{result.name} {tile}: {result.spilled} spilled at {result.registers} registers"
     return results[0]
 
 
@@ -224,7 +224,7 @@ def test_largest_tile_compiles(memory_format, geometry):
 def test_images_are_loaded_16_bytes_at_once(channels):
     geometry = MOBILENET._replace(channels=channels)
     for launcher, arguments, tiles in launches(geometry, torch.float16):
-        sass = compiled(launcher, arguments, "sm_90", tiles["sm_90"][0]).sass
+        sass = compiled(launcher, arguments, "sm_90", tiles["sm_90"][0]).machine_code
         assert "LDG.E.128" in sass
         # what is loaded one by one: the weights of the three taps of a row, a thread's eight channels each
         assert sass.count("LDG.E.U16") <= 3 * 8

@@ -258,21 +258,23 @@ def compilations():
 
 @pytest.mark.parametrize(("name", "architecture", "kind", "tile"), compilations())
 def test_every_tile_compiles(name, architecture, kind, tile, precision):
-    from compiling import compile_launches, index_arithmetic
+    from compiling import compile_launches
+
+    from lightconv.analysis.compilation import index_bits
 
     precision(kind)
     launcher, arguments, tile = CALLS[name][0](tile, DTYPES[kind])
     kernel = compile_launches(launcher, *arguments, architecture=architecture, tile=tile)[0]
-    assert kernel.stack == 0, f"{kernel.stack} bytes spilled at {kernel.registers} registers"
+    assert kernel.spilled == 0, f"{kernel.spilled} bytes spilled at {kernel.registers} registers"
     assert kernel.shared <= SHARED[architecture] * 1024
-    assert index_arithmetic(kernel) == (64 if "far" in name else 32)
-    multiplies = re.search(MATRIX_INSTRUCTION.get(architecture, "HMMA"), kernel.sass)
+    assert index_bits(kernel) == (64 if "far" in name else 32)
+    multiplies = re.search(MATRIX_INSTRUCTION.get(architecture, "HMMA"), kernel.machine_code)
     if kind != "ieee":
         assert multiplies, "no matrix instruction"
-        assert len(re.findall("FFMA", kernel.sass)) < 32, "products without matrix instructions"
+        assert len(re.findall("FFMA", kernel.machine_code)) < 32, "products without matrix instructions"
     elif architecture.startswith("sm_"):
         assert not multiplies, "a matrix instruction where full precision was asked for"
     if name == "fused" and architecture in DESCRIBED and kind != "ieee":
-        assert "UTMALDG" in kernel.sass, "no tensor memory access"
+        assert "UTMALDG" in kernel.machine_code, "no tensor memory access"
     if name in {"fused", "gradient, expanded"} and architecture == "sm_80" and kind != "ieee":
-        assert not re.search(r"LDGSTS\.E(\.LTC128B)? ", kernel.sass), "loads of single elements"
+        assert not re.search(r"LDGSTS\.E(\.LTC128B)? ", kernel.machine_code), "loads of single elements"

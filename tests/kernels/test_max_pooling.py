@@ -31,24 +31,24 @@ def pooling_launches(architecture, dtype, channels_last, indices, images=8):
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_max_pooling(architecture, dtype, channels_last, indices):
-    from compiling import index_arithmetic
+    from lightconv.analysis.compilation import index_bits
 
     for kernel in pooling_launches(architecture, dtype, channels_last, indices):
-        assert kernel.stack == 0, f"{kernel.name}: {kernel.stack} bytes spilled at {kernel.registers} registers"
+        assert kernel.spilled == 0, f"{kernel.name}: {kernel.spilled} bytes spilled at {kernel.registers} registers"
         if architecture.startswith("gfx"):
             continue
-        loads = set(re.findall(r"LDG\.E\S*", kernel.sass))
+        loads = set(re.findall(r"LDG\.E\S*", kernel.machine_code))
         neighbours = {"LDG.E.128", "LDG.E.64"} if dtype == "float16" else {"LDG.E.128", "LDG.E"}  # values, and bytes
         assert not channels_last or loads <= neighbours, f"{kernel.name}: channels are not read 16 bytes at a time"
         assert not channels_last or "LDG.E.128" in loads
-        assert index_arithmetic(kernel) == 32, "64-bit addresses where 32 bits reach"
+        assert index_bits(kernel) == 32, "64-bit addresses where 32 bits reach"
 
 
 @pytest.mark.parametrize("indices", [False, True])
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
 def test_max_pooling_beyond_32_bits(architecture, indices):
-    from compiling import index_arithmetic
+    from lightconv.analysis.compilation import index_bits
 
     for kernel in pooling_launches(architecture, "float16", True, indices, images=2**12):
-        assert kernel.stack == 0, f"{kernel.name}: {kernel.stack} bytes spilled at {kernel.registers} registers"
-        assert index_arithmetic(kernel) == 64
+        assert kernel.spilled == 0, f"{kernel.name}: {kernel.spilled} bytes spilled at {kernel.registers} registers"
+        assert index_bits(kernel) == 64

@@ -1,8 +1,6 @@
 import pytest
 from omegaconf import OmegaConf
 
-from lightconv.cli.bench.layers import Layer
-
 
 @pytest.fixture(autouse=True)
 def wide_terminal(monkeypatch):
@@ -16,4 +14,6 @@ def settings():
 
 @pytest.fixture
 def tiny():
+    from lightconv.cli.bench.layers import Layer  # not earlier: tests/conftest.py says whether kernels are interpreted
+
     return Layer("tiny block", (2, 4, 6, 6), lambda nn: nn.ConvBlock(4, 2, 3, padding=1, pool=2))
