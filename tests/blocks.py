@@ -46,7 +46,9 @@ class Block(NamedTuple):
         pooled, before = F.max_pool2d(maps, self.pool, return_indices=True)
         if self.activation in EXACT or torch.equal(before, after):
             return result
-        torch.testing.assert_close(activate(pooled), result, rtol=0, atol=0, equal_nan=True)
+        # in the last bit, torch's activations depend on where in memory a value lies
+        last_bit = torch.finfo(result.dtype).eps
+        torch.testing.assert_close(activate(pooled), result, rtol=last_bit, atol=0, equal_nan=True)
         return activate(pooled)
 
 

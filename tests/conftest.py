@@ -42,6 +42,29 @@ def quicken_the_interpreter() -> None:
 
     interpreter._patch_builtin = patch_builtin
 
+    # a helper function of ours is called within a kernel, for which triton.language has been patched already
+    patch_lang = interpreter._patch_lang
+
+    def patch_once(function):
+        helper = function.__module__.startswith("lightconv.") and interpreter.tl.load.__name__ == "<lambda>"
+        return None if helper else patch_lang(function)
+
+    interpreter._patch_lang = patch_once
+
+    # the type of a block is built anew for every operation, with its name
+    block_type = interpreter.tl.block_type
+    initialize, known = block_type.__init__, {}
+
+    def remember(self, element_ty, shape):
+        sizes = tuple(getattr(size, "value", size) for size in shape)
+        key = (type(element_ty), str(element_ty), sizes)
+        if key not in known:
+            initialize(self, element_ty, shape)
+            known[key] = dict(self.__dict__)
+        self.__dict__.update(known[key])
+
+    block_type.__init__ = remember
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     import torch

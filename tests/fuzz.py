@@ -5,6 +5,7 @@ Case n is the same on every machine. A failure prints its number: `python tests/
 
 import argparse
 import os
+import signal
 import sys
 import traceback
 from concurrent.futures import ProcessPoolExecutor
@@ -22,7 +23,8 @@ def run(case: int) -> tuple[int, bool, str]:
 
 
 def prepare() -> None:
-    """Interpret kernels, on one thread."""
+    """Interpret kernels, on one thread, and leave Ctrl-C to the process that counts."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.update(TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
     sys.path.insert(0, str(Path(__file__).parent))
     from conftest import quicken_the_interpreter
@@ -31,7 +33,7 @@ def prepare() -> None:
 
 
 def main() -> int:
-    """Check cases first .. first + cases - 1 on all cores."""
+    """Check cases first .. first + cases - 1 on all cores; Ctrl-C says how far they went."""
     from rich.progress import track
 
     parser = argparse.ArgumentParser(description=__doc__)
@@ -39,15 +41,22 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=20_000, help="how many")
     options = parser.parse_args()
     numbers = range(options.first, options.first + options.cases)
-    compared = failed = 0
+    compared = failed = done = 0
     with ProcessPoolExecutor(initializer=prepare) as pool:
-        for case, gradients, error in track(pool.map(run, numbers, chunksize=10), "fuzzing", len(numbers)):
-            compared += gradients
-            if error:
-                failed += 1
-                print(f"case {case} failed:\n{error}")
-    print(f"cases {numbers[0]} to {numbers[-1]}: {failed} failed; gradients compared in {compared}")
-    return failed > 0
+        try:
+            for case, gradients, error in track(pool.map(run, numbers, chunksize=10), "fuzzing", len(numbers)):
+                done, compared = done + 1, compared + gradients
+                if error:
+                    failed += 1
+                    print(f"case {case} failed:\n{error}", flush=True)
+                if not sys.stdout.isatty() and done % 1000 == 0:  # where rich draws no bar
+                    print(f"cases {numbers[0]} to {case}: {failed} failed", flush=True)
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            print(f"stopped: go on with --first {numbers[done]} --cases {len(numbers) - done}")
+    if done:
+        print(f"cases {numbers[0]} to {numbers[done - 1]}: {failed} failed; gradients compared in {compared}")
+    return failed > 0 or done < len(numbers)
 
 
 if __name__ == "__main__":
