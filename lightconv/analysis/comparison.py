@@ -1,5 +1,6 @@
 """What a change did to kernels: two inspections of the same layers, figure by figure."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -32,7 +33,7 @@ def _narrowest(loads: str) -> int:
 
 
 def _dragged(report: Report) -> float:
-    return report["others"] / report["matrix"] if report["matrix"] else 0.0
+    return report["others"] / report["matrix"] if report["matrix"] else math.inf
 
 
 # a number of each figure, of which more is worse
@@ -67,7 +68,7 @@ def _of_kernel(name: str, old: Report, new: Report) -> list[Change]:
     found = []
     for figure, badness in _MORE_IS_WORSE.items():
         before, after = badness(old), badness(new)
-        if abs(after - before) > _NOISE * abs(before):
+        if abs(after - before) > _NOISE * min(abs(before), abs(after)):
             was, is_ = (report.get(figure, badness(report)) for report in (old, new))
             found.append(Change(name, figure, was, is_, "worse" if after > before else "better"))
     return found + [Change(name, f, old[f], new[f], "") for f in _NEITHER if old[f] != new[f]]

@@ -87,6 +87,8 @@ class Compiled(NamedTuple):
         code_bytes: of machine code, without what fills the last line of the cache.
         seconds: that the compiler took; None if it was in Triton's cache.
         machine_code: as the disassembler prints it; AMD: assembly.
+        code: its instructions.
+        loop: those of them in which the kernel spends its time.
         ttir: Triton's own intermediate code, before any choice of layout.
     """
 
@@ -99,6 +101,8 @@ class Compiled(NamedTuple):
     code_bytes: int
     seconds: float | None
     machine_code: str
+    code: machine_code.Instructions
+    loop: machine_code.Instructions
     ttir: str
 
 
@@ -196,18 +200,27 @@ def _note_seconds(*, times: Any, cache_hit: bool, **_: Any) -> None:
 
 def _compiled(name: str, architecture: str, source: ASTSource, options: Any) -> Compiled:
     result = triton.compile(source, target=target(architecture), options=dict(options.__dict__))
-    asm, shared = result.asm, result.metadata.shared
-    read = _nvidia(asm["cubin"]) if "cubin" in asm else _amd(asm["amdgcn"])
+    asm = result.asm
+    figures, listing = _nvidia(asm["cubin"]) if "cubin" in asm else _amd(asm["amdgcn"])
+    code = machine_code.instructions(listing)
     return Compiled(
-        name, architecture, options.num_warps, shared=shared, seconds=_this_thread.seconds, ttir=asm["ttir"], **read
+        name=name,
+        architecture=architecture,
+        warps=options.num_warps,
+        shared=result.metadata.shared,
+        seconds=_this_thread.seconds,
+        machine_code=listing,
+        code=code,
+        loop=machine_code.main_loop(code),
+        ttir=asm["ttir"],
+        **({"code_bytes": _SASS_BYTES * len(code)} | figures),
     )
 
 
-def _nvidia(cubin: bytes) -> dict[str, Any]:
-    usage, listing = _cuobjdump(cubin, "--dump-resource-usage"), _cuobjdump(cubin, "--dump-sass")
+def _nvidia(cubin: bytes) -> tuple[dict[str, int], str]:
+    usage = _cuobjdump(cubin, "--dump-resource-usage")
     registers, spilled = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))  # type: ignore[index]
-    code_bytes = _SASS_BYTES * len(machine_code.instructions(listing))
-    return {"registers": registers, "spilled": spilled, "code_bytes": code_bytes, "machine_code": listing}
+    return {"registers": registers, "spilled": spilled}, _cuobjdump(cubin, "--dump-sass")
 
 
 def _cuobjdump(cubin: bytes, what: str) -> str:
@@ -218,15 +231,16 @@ def _cuobjdump(cubin: bytes, what: str) -> str:
         return subprocess.run([tool, what, file.name], capture_output=True, text=True, check=True).stdout
 
 
-def _amd(assembly: str) -> dict[str, Any]:
+def _amd(assembly: str) -> tuple[dict[str, int], str]:
     def figure(name: str) -> int:
-        return int(re.search(rf"\.{name}:\s+(\d+)", assembly)[1])  # type: ignore[index]
+        return int(re.search(rf"{name}[:=\s]+(\d+)", assembly)[1])  # type: ignore[index]
 
-    spilled = figure("vgpr_spill_count") + figure("sgpr_spill_count")
-    size = re.search(r"codeLenInByte = (\d+)", assembly)
-    code_bytes = int(size[1]) if size else 0
-    registers = figure("vgpr_count")
-    return {"registers": registers, "spilled": spilled, "code_bytes": code_bytes, "machine_code": assembly}
+    spilled = figure(r"\.vgpr_spill_count") + figure(r"\.sgpr_spill_count")
+    return {
+        "registers": figure(r"\.vgpr_count"),
+        "spilled": spilled,
+        "code_bytes": figure("codeLenInByte"),
+    }, assembly
 
 
 def index_bits(kernel: Compiled) -> int:

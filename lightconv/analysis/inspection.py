@@ -10,7 +10,7 @@ from lightconv.analysis import gpus, prediction
 from lightconv.analysis.compilation import Call, Compiled, Launch, compiled, training_step
 from lightconv.analysis.gpus import GPU
 from lightconv.analysis.layers import Layer
-from lightconv.analysis.machine_code import count, instructions, load_bits, main_loop
+from lightconv.analysis.machine_code import count, load_bits
 from lightconv.analysis.traffic import distinct_bytes
 
 
@@ -128,8 +128,7 @@ def inspect(layers: Sequence[Layer], architecture: str, gpu: GPU | None) -> Insp
 
 
 def _kernel(layer: Layer, call: Call, launch: Launch, code: Compiled, gpu: GPU | None) -> KernelReport:
-    body, whole = main_loop(instructions(code.machine_code)), instructions(code.machine_code)
-    counted = count(body)
+    counted = count(code.loop)
     fit = (launch.architecture, code.warps, code.registers, code.shared)
     bounds = None if gpu is None else prediction.bounds(launch, code, gpu)
     return KernelReport(
@@ -144,9 +143,9 @@ def _kernel(layer: Layer, call: Call, launch: Launch, code: Compiled, gpu: GPU |
         blocks=gpus.blocks_at_once(*fit),
         occupancy=gpus.occupancy(*fit),
         matrix=counted["matrix"],
-        others=len(body) - counted["matrix"],
+        others=len(code.loop) - counted["matrix"],
         divisions=counted["division"],
-        outside=len(whole) - len(body),
+        outside=len(code.code) - len(code.loop),
         code_bytes=code.code_bytes,
         compile_seconds=code.seconds,
         seconds=bounds.seconds if bounds else None,
@@ -163,10 +162,9 @@ def tile_of(launch: Launch) -> str:
 
 
 def _loads(code: Compiled) -> str:
-    whole = instructions(code.machine_code)
-    if any(i.opcode.startswith("UTMALDG") for i in whole):
+    if any(i.opcode.startswith("UTMALDG") for i in code.code):
         return "TMA"
-    return " ".join(map(str, load_bits(main_loop(whole)) or load_bits(whole)))
+    return " ".join(map(str, load_bits(code.loop) or load_bits(code.code)))
 
 
 def _layer(same: list[Layer], calls: list[Call], rows: list[list[KernelReport]], gpu: GPU) -> LayerReport:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from lightconv.analysis.compilation import Compiled, Launch
 from lightconv.analysis.gpus import GPU, MULTIPROCESSOR, blocks_at_once
 from lightconv.analysis.layers import Layer
-from lightconv.analysis.machine_code import Instructions, bits_loaded, instructions, main_loop, multiply_adds
+from lightconv.analysis.machine_code import bits_loaded, multiply_adds
 from lightconv.analysis.traffic import Operator, distinct_bytes, passes
 from lightconv.kernels.launch import dot_precision
 from lightconv.kernels.tiles import arithmetic
@@ -141,11 +141,9 @@ def bounds(call: Launch, kernel: Compiled, gpu: GPU) -> Bounds:
     """What bounds a launch on a GPU of the architecture that it was recorded and compiled for."""
     unit, block = MULTIPROCESSOR[gpu.architecture], work(call)
     blocks = math.ceil(math.prod(call.grid) / gpu.multiprocessors)  # of the busiest multiprocessor
-    code = instructions(kernel.machine_code)
-    loop = main_loop(code)
-    repeats = _repeats(kernel, block, loop)
-    inside = repeats * len(loop) * kernel.warps / unit.schedulers
-    outside = (len(code) - len(loop)) * kernel.warps / unit.schedulers
+    repeats = _repeats(kernel, block)
+    inside = repeats * len(kernel.loop) * kernel.warps / unit.schedulers
+    outside = (len(kernel.code) - len(kernel.loop)) * kernel.warps / unit.schedulers
     computing = 2 * block.steps * block.multiply_adds / (gpu.peak(block.kind) / gpu.multiprocessors / gpu.clock)
     issue, arithmetic = inside + outside, computing
     together = max(1, blocks_at_once(gpu.architecture, kernel.warps, kernel.registers, kernel.shared))
@@ -159,8 +157,9 @@ def bounds(call: Launch, kernel: Compiled, gpu: GPU) -> Bounds:
     return Bounds(arithmetic, memory, loaded, issue, waited, LAUNCH_SECONDS)
 
 
-def _repeats(kernel: Compiled, block: Work, loop: Instructions) -> float:
+def _repeats(kernel: Compiled, block: Work) -> float:
     """How often the loop of the machine code runs: less often than written where the compiler unrolled it."""
+    loop = kernel.loop
     if any(i.opcode.startswith("UTC") for i in loop):  # its shape is in a register; Triton does not unroll it
         return block.steps
     groups = kernel.warps / (4 if any("GMMA" in i.opcode for i in loop) else 1)
@@ -204,17 +203,16 @@ def by_eager_torch(layer: Layer, gpu: GPU) -> TorchSeconds:
     """The layer of torch.nn, unfused: an operator a kernel, each gradient of a convolution one more."""
     with use_backend("reference"):
         forward, backward, _ = passes(layer.unfused, layer.images)
-    work, peak = products(layer), _peak(layer, gpu)
+    once = products(layer) / _peak(layer, gpu)
+    computing = {"aten::convolution": once, "aten::convolution_backward": once * (1 + layer.images.requires_grad)}
 
     def seconds(operators: Sequence[Operator]) -> float:
-        return sum(_roofline(o, work, peak, gpu) for o in operators)
+        return sum(_roofline(o, computing.get(o.name, 0), gpu) for o in operators)
 
     return TorchSeconds(seconds(forward), seconds(backward))
 
 
-def _roofline(operator: Operator, work: float, peak: float, gpu: GPU) -> float:
-    gradients = max(1, min(2, operator.launches))  # the bias's takes no product
-    computing = work / peak * gradients if operator.name.startswith("aten::convolution") else 0
+def _roofline(operator: Operator, computing: float, gpu: GPU) -> float:
     moving = (operator.read + operator.written) / gpu.bandwidth
     return max(computing, moving, operator.launches * LAUNCH_SECONDS)
 

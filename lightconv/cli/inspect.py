@@ -242,7 +242,8 @@ def _as_markdown(found: Sequence[Found], config: DictConfig) -> str:
     step = f"a training step, {config.dtype}, {layout}, batch {config.batch_size}, {versions}"
     head = (
         f"# Predicted, not measured\n\nMicroseconds of {step}. {' '.join(_PREDICTED.split())}. "
-        "`lightconv/analysis/prediction.py` says how, `lightconv inspect published=true` how far it is off.\n"
+        "`lightconv/analysis/prediction.py` says how, `lightconv inspect published=true` how far it is off. Here "
+        "lightconv's kernels run everywhere, as by backend `triton`; `auto` leaves to torch what its rules say.\n"
     )
     parts = []
     for subject, result in found:

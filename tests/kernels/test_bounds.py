@@ -1,12 +1,8 @@
 """No kernel computes an address outside its tensors; and the check that says so catches kernels that do."""
 
 import importlib
-import importlib.util
-import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -18,6 +14,7 @@ from blocks import random_block
 from bounds import AddressError, checked_addresses
 from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
+from mutants import mutants, put_in_place
 from support import leaves
 from triton.runtime.interpreter import interpreter_builder
 from triton.tools.tensor_descriptor import TensorDescriptor
@@ -316,31 +313,6 @@ MUTATIONS = [
 ]
 
 
-def mutants(module: ModuleType, mutation: Mutation, folder: Path) -> list[ModuleType]:
-    """The module with the mistake in one place, for each place."""
-    parts = Path(module.__file__).read_text().split(mutation.source)
-    assert len(parts) > 1, f"{mutation.module} no longer reads {mutation.source!r}"
-    imported = []
-    for place in range(1, len(parts)):
-        path = folder / f"{mutation.module}_mutant_{place}.py"
-        path.write_text(mutation.source.join(parts[:place]) + mutation.broken + mutation.source.join(parts[place:]))
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        imported.append(importlib.util.module_from_spec(spec))
-        spec.loader.exec_module(imported[-1])
-    return imported
-
-
-def put_in_place(mutant: ModuleType, original: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let everything in lightconv that uses the module, or functions imported from it, use the mutant's."""
-    users = [module for name, module in sys.modules.items() if name.startswith("lightconv.") and module is not original]
-    for user in users:
-        for name, value in list(vars(user).items()):
-            if value is original:
-                monkeypatch.setattr(user, name, mutant)
-            elif callable(value) and value is getattr(original, name, None):
-                monkeypatch.setattr(user, name, getattr(mutant, name, value))
-
-
 @pytest.mark.parametrize("call", list(dict.fromkeys(mutation.call for mutation in MUTATIONS)))
 def test_the_calls_that_show_mistakes_are_right_as_the_kernels_stand(call):
     torch.manual_seed(0)
@@ -351,7 +323,7 @@ def test_the_calls_that_show_mistakes_are_right_as_the_kernels_stand(call):
 def test_every_mistake_in_a_kernel_is_caught(mutation, tmp_path, monkeypatch):
     torch.manual_seed(0)
     original = importlib.import_module(f"lightconv.kernels.{mutation.module}")
-    for mutant in mutants(original, mutation, tmp_path):
+    for mutant in mutants(original, mutation.source, mutation.broken, tmp_path):
         with monkeypatch.context() as patch:
             put_in_place(mutant, original, patch)
             with pytest.raises(AddressError):

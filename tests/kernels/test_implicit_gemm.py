@@ -1,19 +1,15 @@
 """Every tile of the convolution's tables: exact in the interpreter, sound in machine code."""
 
-import re
-
 import pytest
 import torch
 import torch.nn.functional as F
+from compiling import DESCRIBED, assert_sound, compile_launches
 
 from lightconv.kernels import implicit_gemm, launch, weight_gradient
 from lightconv.kernels.tiles import Tile, choose, fitting, nearest
 from lightconv.operators import codes
 
 DTYPES = {"half": torch.float16, "tf32": torch.float32, "ieee": torch.float32}
-SHARED = {"sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_120": 99, "gfx942": 64}  # KiB
-MATRIX_INSTRUCTION = {"sm_90": "HGMMA", "sm_100": "UTC[A-Z]*MMA", "gfx942": "v_mfma"}  # HMMA elsewhere
-DESCRIBED = {"sm_90", "sm_100", "sm_120"}
 
 
 @pytest.fixture
@@ -258,23 +254,8 @@ def compilations():
 
 @pytest.mark.parametrize(("name", "architecture", "kind", "tile"), compilations())
 def test_every_tile_compiles(name, architecture, kind, tile, precision):
-    from compiling import compile_launches
-
-    from lightconv.analysis.compilation import index_bits
-
     precision(kind)
-    launcher, arguments, tile = CALLS[name][0](tile, DTYPES[kind])
-    kernel = compile_launches(launcher, *arguments, architecture=architecture, tile=tile)[0]
-    assert kernel.spilled == 0, f"{kernel.spilled} bytes spilled at {kernel.registers} registers"
-    assert kernel.shared <= SHARED[architecture] * 1024
-    assert index_bits(kernel) == (64 if "far" in name else 32)
-    multiplies = re.search(MATRIX_INSTRUCTION.get(architecture, "HMMA"), kernel.machine_code)
-    if kind != "ieee":
-        assert multiplies, "no matrix instruction"
-        assert len(re.findall("FFMA", kernel.machine_code)) < 32, "products without matrix instructions"
-    elif architecture.startswith("sm_"):
-        assert not multiplies, "a matrix instruction where full precision was asked for"
-    if name == "fused" and architecture in DESCRIBED and kind != "ieee":
-        assert "UTMALDG" in kernel.machine_code, "no tensor memory access"
-    if name in {"fused", "gradient, expanded"} and architecture == "sm_80" and kind != "ieee":
-        assert not re.search(r"LDGSTS\.E(\.LTC128B)? ", kernel.machine_code), "loads of single elements"
+    make, table, _ = CALLS[name]
+    launcher, arguments, asked = make(tile, DTYPES[kind])
+    kernel = compile_launches(launcher, *arguments, architecture=architecture, tile=asked)[0]
+    assert_sound(kernel, name, architecture, kind, largest=tile == table[architecture][kind][0])

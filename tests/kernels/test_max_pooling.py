@@ -1,10 +1,10 @@
 """Max-pooling's kernels compile without spills, and read neighbouring channels at once."""
 
-import re
-
 import pytest
 import torch
+from compiling import assert_neighbours_are_read_at_once, compile_launches
 
+from lightconv.analysis.compilation import index_bits
 from lightconv.kernels import max_pooling
 from lightconv.kernels.tiles import ARCHITECTURES
 
@@ -13,7 +13,6 @@ pytestmark = pytest.mark.compile
 
 def pooling_launches(architecture, dtype, channels_last, indices, images=8):
     """Both kernels of a 3x3 max-pooling with stride 2 of 64 channels, as ResNet's."""
-    from compiling import compile_launches
 
     def empty(*size, dtype=dtype):
         memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -31,24 +30,18 @@ def pooling_launches(architecture, dtype, channels_last, indices, images=8):
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_max_pooling(architecture, dtype, channels_last, indices):
-    from lightconv.analysis.compilation import index_bits
-
     for kernel in pooling_launches(architecture, dtype, channels_last, indices):
         assert kernel.spilled == 0, f"{kernel.name}: {kernel.spilled} bytes spilled at {kernel.registers} registers"
         if architecture.startswith("gfx"):
             continue
-        loads = set(re.findall(r"LDG\.E\S*", kernel.machine_code))
-        neighbours = {"LDG.E.128", "LDG.E.64"} if dtype == "float16" else {"LDG.E.128", "LDG.E"}  # values, and bytes
-        assert not channels_last or loads <= neighbours, f"{kernel.name}: channels are not read 16 bytes at a time"
-        assert not channels_last or "LDG.E.128" in loads
+        if channels_last:
+            assert_neighbours_are_read_at_once(kernel, dtype)
         assert index_bits(kernel) == 32, "64-bit addresses where 32 bits reach"
 
 
 @pytest.mark.parametrize("indices", [False, True])
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
 def test_max_pooling_beyond_32_bits(architecture, indices):
-    from lightconv.analysis.compilation import index_bits
-
     for kernel in pooling_launches(architecture, "float16", True, indices, images=2**12):
         assert kernel.spilled == 0, f"{kernel.name}: {kernel.spilled} bytes spilled at {kernel.registers} registers"
         assert index_bits(kernel) == 64

@@ -1,0 +1,175 @@
+"""What a change did, figure by figure; and kernels of ours made worse on purpose, which both judges must notice."""
+
+import importlib
+from unittest import mock
+
+import pytest
+from kernels.compiling import assert_neighbours_are_read_at_once, assert_sound
+from mutants import mutants, put_in_place
+from small import layer
+
+from lightconv.analysis import inspection
+from lightconv.analysis.comparison import Change, changes
+from lightconv.kernels import implicit_gemm
+from lightconv.kernels.tiles import Tile
+from lightconv.nn import ConvBlock, MaxPool2d
+
+HEALTHY = {
+    "layer": "conv1", "operator": "conv_block", "kernel": "implicit_gemm",
+    "tile": "128x128x32 pointers", "loads": "128", "registers": 160, "spilled": 0, "shared": 32768, "blocks": 2,
+    "occupancy": 0.25, "matrix": 32, "others": 64, "divisions": 0, "outside": 800, "code_bytes": 14336,
+    "seconds": 1e-3, "bound": "issue",
+}  # fmt: skip
+NAME = "conv1 conv_block implicit_gemm"
+
+
+def report(**figures):
+    return HEALTHY | figures
+
+
+def verdicts(before, after):
+    return {change.figure: change.verdict for change in changes([before], [after])}
+
+
+WORSE = {
+    "spilled": {"spilled": 8},
+    "blocks": {"blocks": 1},
+    "loads": {"loads": "128 16"},
+    "matrix": {"matrix": 0},
+    "dragged": {"others": 65},
+    "divisions": {"divisions": 1},
+    "seconds": {"seconds": 1.02e-3},
+}
+
+
+@pytest.mark.parametrize("figure", WORSE)
+def test_a_worse_figure_is_worse_and_the_way_back_is_better(figure):
+    worse = report(**WORSE[figure])
+    alone = {figure} if figure != "matrix" else {"matrix", "dragged"}
+    assert verdicts(HEALTHY, worse) == dict.fromkeys(alone, "worse")
+    assert verdicts(worse, HEALTHY) == dict.fromkeys(alone, "better")
+    assert verdicts(worse, worse) == {}
+
+
+def test_losing_tensor_memory_access_is_worse():
+    described = report(loads="TMA")
+    assert verdicts(described, report(loads="128")) == {"tensor memory access": "worse"}
+    assert verdicts(report(loads="128"), described) == {"tensor memory access": "better"}
+    assert verdicts(described, report(loads="32")) == {"tensor memory access": "worse", "loads": "worse"}
+
+
+@pytest.mark.parametrize("figure", ["tile", "registers", "shared", "outside", "code_bytes"])
+def test_a_figure_that_may_be_more_or_less_is_neither(figure):
+    assert verdicts(HEALTHY, report(**{figure: 1})) == {figure: ""}
+
+
+@pytest.mark.parametrize(
+    "figures",
+    [
+        {},
+        {"seconds": 1.009e-3},
+        {"seconds": 0.991e-3},
+        {"matrix": 64, "others": 128},  # a loop that is unrolled
+        {"occupancy": 0.5, "bound": "memory", "compile_seconds": 9},
+    ],
+)
+def test_what_is_no_change(figures):
+    assert verdicts(HEALTHY, report(**figures)) == {}
+
+
+def test_without_a_data_sheet_no_seconds_are_compared():
+    assert verdicts(report(seconds=None), report(seconds=None)) == {}
+
+
+def test_a_change_is_said_with_both_values():
+    assert changes([HEALTHY], [report(spilled=8)]) == [Change(NAME, "spilled", 0, 8, "worse")]
+    assert changes([HEALTHY], [report(blocks=1)]) == [Change(NAME, "blocks", 2, 1, "worse")]
+    assert changes([HEALTHY], [report(others=128)]) == [Change(NAME, "dragged", 2, 4, "worse")]
+
+
+def test_kernels_that_came_and_went():
+    found = changes([HEALTHY], [report(layer="conv2")])
+    assert [(c.kernel, c.figure, c.after) for c in found] == [
+        (NAME, "kernel", "gone"),
+        ("conv2 conv_block implicit_gemm", "kernel", "new"),
+    ]
+
+
+def test_kernels_of_several_networks_are_told_apart():
+    before = [report(network=name) for name in ("lenet", "vgg16")]
+    after = [before[0], report(network="vgg16", spilled=8)]
+    assert [change.kernel for change in changes(before, after)] == [f"vgg16 {NAME}"]
+
+
+def test_the_worst_comes_first():
+    before = [report(layer="a"), report(layer="b", divisions=2), report(layer="c")]
+    after = [report(layer="a", registers=9), report(layer="b"), report(layer="c", spilled=9)]
+    assert [change.verdict for change in changes(before, after)] == ["worse", "better", ""]
+
+
+# kernels made worse on purpose
+
+ARCHITECTURE = "sm_80"
+
+
+def forward_only(module, *images):
+    return layer(module.requires_grad_(False), *images, needs_gradient=False)
+
+
+BLOCK = forward_only(ConvBlock(64, 64, 3, padding=1), 8, 64, 32, 32)
+LARGE = forward_only(ConvBlock(128, 128, 3, padding=1), 8, 128, 56, 56)  # takes the largest tile
+POOLING = forward_only(MaxPool2d(3, 2, 1), 3, 64, 21, 21)  # the last block is not full
+
+
+def judged(given):
+    """A layer's kernel by `lightconv inspect`, as its JSON has it, and its machine code."""
+    found = inspection.inspect([given], ARCHITECTURE, None)
+    return found.kernels[0]._asdict(), found.codes[0]
+
+
+def refused(given, kernel):
+    """Why the tests that compile refuse a layer's kernel; None if they do not."""
+    try:
+        if given is POOLING:
+            assert_neighbours_are_read_at_once(kernel, "float16")
+        else:
+            assert_sound(kernel, "fused", ARCHITECTURE, "half", largest=given is LARGE)
+    except AssertionError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.compile
+def test_a_tile_too_large_for_its_warps_is_noticed():
+    healthy, code = judged(BLOCK)
+    assert refused(BLOCK, code) is None
+    with mock.patch.object(implicit_gemm, "choose", return_value=Tile(64, 64, 64, 1, 2)):
+        broken, code = judged(BLOCK)
+    assert verdicts(healthy, broken)["spilled"] == "worse"
+    assert "spilled" in refused(BLOCK, code)
+
+
+EVEN = "product.channels % tile.depth == 0, product.filters % tile.columns == 0"
+STEP = "columns_of(c0, channels, DEPTH"
+LOAD = "x_tile = tl.load(x + x_offset, mask=x_in, other=0.0)\n"
+MASKED = f"{LOAD}                x_tile = tl.where(x_in, x_tile, 0.0)\n"  # what the load has done
+CLAMPED = "tl.where(element_in, n, 0), c, h, w"
+MADE_WORSE = [  # module, what its source reads and what it is made, layer, figure, what the tests that compile say
+    ("implicit_gemm", EVEN, "False, False", BLOCK, "loads", "single elements"),
+    ("implicit_gemm", STEP, "columns_of(c0 + c0 // channels * DEPTH, channels, DEPTH", BLOCK, "divisions", "division"),
+    ("implicit_gemm", LOAD, MASKED, LARGE, "dragged", "other instructions"),
+    ("max_pooling", CLAMPED, CLAMPED.replace("c,", "tl.where(element_in, c, 0),"), POOLING, "loads", "16 bytes"),
+]
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize(("module", "source", "broken", "given", "figure", "words"), MADE_WORSE)
+def test_a_kernel_made_worse_is_noticed(module, source, broken, given, figure, words, tmp_path, monkeypatch):
+    original = importlib.import_module(f"lightconv.kernels.{module}")
+    healthy, code = judged(given)
+    assert refused(given, code) is None
+    (mutant,) = mutants(original, source, broken, tmp_path)
+    put_in_place(mutant, original, monkeypatch)
+    worse, code = judged(given)
+    assert verdicts(healthy, worse)[figure] == "worse"
+    assert words in refused(given, code)

@@ -1,0 +1,182 @@
+"""The layers of known networks, and which of their operators become one block."""
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import lightconv as lc
+from lightconv.analysis.layers import formatted, found, layers_of
+from lightconv.errors import InputError
+
+
+def on_meta(model, *images):
+    return found(model.to("meta"), torch.empty(images, device="meta"))
+
+
+def kinds(layers):
+    return [type(layer.module).__name__ for layer in layers]
+
+
+def pooled(layer):
+    return getattr(layer.module, "pool", 1) not in {1, (1, 1)}
+
+
+def network(name, batch_size=2, dtype=torch.float32, memory_format=torch.contiguous_format):
+    return layers_of(name, batch_size, dtype, memory_format)
+
+
+def test_lenet_has_two_blocks():
+    layers = network("lenet")
+    assert [layer.name for layer in layers] == ["conv1", "conv2"]
+    assert kinds(layers) == ["ConvBlock"] * 2
+    assert all(map(pooled, layers))
+    assert [type(part).__name__ for part in layers[0].unfused] == ["Conv2d", "ReLU", "MaxPool2d"]
+
+
+def test_vgg16_has_13_blocks_of_which_5_pool():
+    layers = network("vgg16")
+    assert kinds(layers) == ["ConvBlock"] * 13
+    assert [number for number, layer in enumerate(layers, 1) if pooled(layer)] == [2, 4, 7, 10, 13]
+    assert {layer.module.activation for layer in layers} == {"relu"}
+
+
+def test_resnet50_has_53_convolutions_that_normalisation_parts_from_their_activations():
+    layers = network("resnet50")
+    assert kinds(layers) == ["Conv2d", "MaxPool2d", *["Conv2d"] * 52]
+    assert {type(layer.unfused) for layer in layers} == {nn.Conv2d, nn.MaxPool2d}
+
+
+def test_mobilenet_v2_has_52_convolutions_of_which_17_are_depthwise():
+    layers = network("mobilenet_v2")
+    assert kinds(layers) == ["Conv2d"] * 52
+    assert sum(layer.module.groups == layer.module.in_channels for layer in layers) == 17
+
+
+@pytest.mark.parametrize("name", ["lenet", "vgg16", "resnet50"])
+def test_only_the_networks_own_images_need_no_gradient(name):
+    assert [layer.images.requires_grad for layer in network(name)][:3] == [False, True, True][: len(network(name))]
+    assert all(layer.images.requires_grad for layer in network(name)[1:])
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_every_layer_has_the_dtype_and_the_memory_format_asked_for(dtype, memory_format):
+    for layer in network("vgg16", 3, dtype, memory_format):
+        assert layer.images.shape[0] == 3
+        for tensor in (layer.images, layer.module.weight):
+            assert tensor.is_contiguous(memory_format=memory_format)
+            assert (tensor.dtype, tensor.device.type) == (dtype, "meta")
+
+
+def test_an_unknown_network_is_refused():
+    with pytest.raises(InputError, match="no network 'vgg17': lenet, or one of torchvision"):
+        network("vgg17")
+
+
+class Elsewhere(nn.Module):
+    """Applies ReLU to the images and not to the convolution's map, right after it."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution, self.relu = nn.Conv2d(3, 3, 3, padding=1), nn.ReLU()
+
+    def forward(self, x):
+        return self.convolution(x) + self.relu(x)
+
+
+def chain(*after):
+    return nn.Sequential(nn.Conv2d(3, 4, 3), *after)
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (chain(nn.ReLU(), nn.MaxPool2d(3, 2)), ["ConvBlock", "MaxPool2d"]),  # windows overlap
+        (chain(nn.ReLU(), nn.MaxPool2d(2, 3)), ["ConvBlock", "MaxPool2d"]),  # or leave pixels out
+        (chain(nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True)), ["ConvBlock", "MaxPool2d"]),
+        (chain(nn.ReLU(), nn.MaxPool2d(2, padding=1)), ["ConvBlock", "MaxPool2d"]),
+        (chain(nn.ReLU(), nn.MaxPool2d(2, dilation=2)), ["ConvBlock", "MaxPool2d"]),
+        (chain(nn.ReLU(), nn.BatchNorm2d(4), nn.MaxPool2d(2)), ["ConvBlock", "MaxPool2d"]),
+        (chain(nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2)), ["Conv2d", "MaxPool2d"]),
+        (chain(nn.MaxPool2d(2), nn.ReLU()), ["Conv2d", "MaxPool2d"]),
+        (chain(nn.GELU(), nn.MaxPool2d(2)), ["Conv2d", "MaxPool2d"]),  # not one of the fused activations
+        (Elsewhere(), ["Conv2d"]),
+    ],
+)
+def test_what_is_no_block_stays_apart(model, expected):
+    layers = on_meta(model, 2, 3, 12, 12)
+    assert kinds(layers) == expected
+    assert not any(map(pooled, layers))
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.ReLU(inplace=True), nn.LeakyReLU(), nn.Tanh(), nn.Sigmoid()])
+@pytest.mark.parametrize("pool", [[], [nn.MaxPool2d(2)], [nn.MaxPool2d((2, 3))]])
+def test_a_convolution_its_activation_and_its_pooling_are_one_block(activation, pool):
+    (layer,) = on_meta(chain(activation, *pool), 2, 3, 12, 12)
+    assert kinds([layer]) == ["ConvBlock"]
+    assert [type(part) for part in layer.unfused] == [nn.Conv2d, type(activation), *map(type, pool)]
+    assert layer.module(layer.images).shape == chain(activation, *pool)(torch.empty(2, 3, 12, 12)).shape
+
+
+def test_a_module_called_twice_is_two_layers():
+    convolution = nn.Conv2d(3, 3, 3, padding=1)
+    assert kinds(on_meta(nn.Sequential(convolution, nn.ReLU(), convolution), 2, 3, 8, 8)) == ["ConvBlock", "Conv2d"]
+
+
+class Mixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            *(nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.Tanh(), nn.MaxPool2d(2)),
+            *(nn.Conv2d(6, 6, (1, 3), groups=3, padding="same", padding_mode="circular", bias=False), nn.LeakyReLU()),
+            *(lc.nn.ConvBlock(6, 5, 3, padding=1, dilation=(1, 2), pool=(2, 1)), nn.BatchNorm2d(5)),
+            *(nn.MaxPool2d(3, 2, 1, ceil_mode=True), lc.nn.Conv2d(5, 4, 1)),
+        )
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def test_a_layer_and_its_unfused_twin_are_equal_on_the_same_parameters():
+    torch.manual_seed(0)
+    model, images = Mixed(), torch.randn(2, 3, 32, 32)
+    layers = found(model, images)
+    assert kinds(layers) == ["ConvBlock", "ConvBlock", "ConvBlock", "MaxPool2d", "Conv2d"]
+    for layer in layers:
+        ours, theirs = list(layer.module.parameters()), list(layer.unfused.parameters())
+        assert all(a is b for a, b in zip(ours, theirs, strict=True))
+        values = torch.randn(layer.images.shape)
+        with lc.use_backend("triton"):
+            actual = layer.module(values)
+        torch.testing.assert_close(actual, layer.unfused(values))
+
+
+def test_the_model_stays_as_it_was():
+    with torch.device("meta"):
+        model = torchvision.models.vgg11()
+    types = [type(module) for module in model.modules()]
+    found(model, torch.empty(1, 3, 32, 32, device="meta"))
+    assert [type(module) for module in model.modules()] == types
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("model", "sizes"),
+    [
+        (nn.Conv2d(3, 8, 3), "3x12x16, 8 of 3x3"),
+        (nn.Conv2d(3, 6, (1, 5), (2, 1), groups=3), "3x12x16, 6 of 1x5, stride 2x1, groups 3"),
+        (lc.nn.ConvBlock(3, 8, 3, dilation=2, pool=2), "3x12x16, 8 of 3x3, dilation 2, pool 2"),
+        (nn.MaxPool2d(3, 2), "3x12x16, windows of 3x3, stride 2"),
+    ],
+)
+def test_sizes_say_what_differs_from_a_plain_layer(model, sizes):
+    (layer,) = on_meta(nn.Sequential(model), 2, 3, 12, 16)
+    assert layer.sizes == sizes
+
+
+def test_a_model_is_given_its_dtype_and_its_memory_format():
+    model, images = formatted(nn.Conv2d(3, 4, 3), torch.empty(1, 3, 8, 8), torch.float16, torch.channels_last)
+    for tensor in (model.weight, images):
+        assert tensor.dtype is torch.float16
+        assert tensor.is_contiguous(memory_format=torch.channels_last)
