@@ -156,7 +156,7 @@ def _kernel(layer: Layer, call: Call, launch: Launch, code: Compiled, gpu: GPU |
 def tile_of(launch: Launch) -> str:
     """What a block computes: rows x columns x depth of a product, pixels x channels, or elements."""
     sizes = launch.arguments
-    names = [n for n in ("ROWS", "FILTERS", "TAPS", "COLUMNS", "CHANNELS", "DEPTH", "BLOCK") if n in sizes]
+    names = [n for n in ("PARTS", "ROWS", "FILTERS", "TAPS", "COLUMNS", "CHANNELS", "DEPTH", "BLOCK") if n in sizes]
     loader = f" {sizes['LOADER']}" if "LOADER" in sizes else " flattened" if sizes.get("FLATTENED") else ""
     return "x".join(str(sizes[name]) for name in names) + loader
 
