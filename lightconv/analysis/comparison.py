@@ -61,7 +61,8 @@ def changes(before: Iterable[Report], after: Iterable[Report]) -> list[Change]:
 
 
 def _by_kernel(reports: Iterable[Report]) -> dict[str, Report]:
-    return {" ".join(r[key] for key in ("network", "layer", "operator", "kernel") if key in r): r for r in reports}
+    names = ("network", "architecture", "gpu", "layer", "operator", "kernel")  # the same layer may be on several GPUs
+    return {" ".join(report[name] for name in names if report.get(name)): report for report in reports}
 
 
 def _of_kernel(name: str, old: Report, new: Report) -> list[Change]:

@@ -164,7 +164,7 @@ def _repeats(kernel: Compiled, block: Work) -> float:
         return block.steps
     groups = kernel.warps / (4 if any("GMMA" in i.opcode for i in loop) else 1)
     products = groups * sum(map(multiply_adds, loop))
-    lanes = 32 * kernel.warps
+    lanes = MULTIPROCESSOR[kernel.architecture].lanes * kernel.warps
     if not products and block.multiply_adds:
         products = lanes * sum(i.opcode.startswith(("FFMA", "FADD")) for i in loop)
     if products:

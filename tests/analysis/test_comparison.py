@@ -51,6 +51,12 @@ def test_a_worse_figure_is_worse_and_the_way_back_is_better(figure):
     assert verdicts(worse, worse) == {}
 
 
+def test_the_same_layer_on_two_gpus_is_two_kernels():
+    before = [report(gpu=gpu) for gpu in ("a100", "h100")]
+    after = [report(gpu="a100", spilled=8), report(gpu="h100")]
+    assert [(c.kernel, c.verdict) for c in changes(before, after)] == [(f"a100 {NAME}", "worse")]
+
+
 def test_losing_tensor_memory_access_is_worse():
     described = report(loads="TMA")
     assert verdicts(described, report(loads="128")) == {"tensor memory access": "worse"}
