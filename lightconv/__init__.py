@@ -16,6 +16,7 @@ __all__ = [
     "models",
     "nn",
     "tasks",
+    "tune",
     "use_backend",
     "visualize",
 ]
@@ -27,6 +28,8 @@ def __getattr__(name: str) -> Any:
     """Import the parts that need more than torch on first use: the operators alone load without them."""
     if name == "explain":
         return importlib.import_module("lightconv.analysis").explain
+    if name == "tune":
+        return importlib.import_module("lightconv.analysis.tuning").tune
     if name in _ON_FIRST_USE:
         return importlib.import_module(f"lightconv.{name}")
     raise AttributeError(f"module 'lightconv' has no attribute {name!r}; it has {', '.join(__all__)}")

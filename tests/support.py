@@ -11,6 +11,9 @@ from torch.testing._internal.common_methods_invocations import op_db
 
 import lightconv as lc
 
+# importing PyTorch's samples forbids to set torch.backends.cudnn.benchmark, which users may
+torch.backends.disable_global_flags.__globals__["__allow_nonbracketed_mutation_flag"] = True
+
 checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, as everywhere in Python
 
 

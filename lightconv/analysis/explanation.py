@@ -1,7 +1,6 @@
 """Who serves each layer of a model, and why."""
 
 import io
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lightconv.analysis.traffic import on_meta
 from lightconv.errors import InputError
+from lightconv.kernels import choices
 from lightconv.nn import Conv2d, ConvBlock, MaxPool2d
 from lightconv.operators import backend, conv2d, conv_block, max_pool2d
 from lightconv.operators.geometry import Window, convolution_window, output_sizes, pair, pooling_window
@@ -72,7 +72,8 @@ def explain(model: nn.Module, *inputs: Any, architecture: str | None = None) -> 
     """Say for every convolution, block and max-pooling of a model who serves its forward pass, and why.
 
     The model runs on stand-ins without values: nothing is computed, and the GPU need not be there. What autocast would
-    lower is explained as it is.
+    lower is explained as it is. What ``lightconv tune`` measured counts on the GPU that holds the inputs, in training
+    or evaluation as the model is.
 
     Args:
         model: any module; its layers from torch.nn are listed as torch's.
@@ -83,15 +84,17 @@ def explain(model: nn.Module, *inputs: Any, architecture: str | None = None) -> 
         InputError: for an architecture that has no tiles.
     """
     tensors = [t for t in tree_leaves(inputs) if isinstance(t, Tensor)]
-    refusal = None
+    refusal, measured = None, choices.NONE
     if architecture is None:
         refusal = backend.refusal(*tensors[:1]) if tensors else "no tensor to tell the device from"
+        measured = choices.answers_for(tensors[0]) if refusal is None else choices.NONE
         architecture = launch.architecture(tensors[0]) if refusal is None else ""
     elif not backend.TRITON:
         refusal = "Triton is not installed"
     elif architecture not in tiles.ARCHITECTURES:
         raise InputError(f"no tiles for architecture {architecture!r}: choose one of {', '.join(tiles.ARCHITECTURES)}")
-    rows = [_row(name, module, images, refusal, architecture) for name, module, images in _calls(model, inputs)]
+    with choices.trying(measured), torch.set_grad_enabled(model.training):
+        rows = [_row(name, module, images, refusal, architecture) for name, module, images in _calls(model, inputs)]
     return Explanation(tuple(rows), architecture)
 
 
@@ -106,7 +109,7 @@ def _calls(model: nn.Module, inputs: Any) -> list[tuple[str, nn.Module, Tensor]]
     hooks = [module.register_forward_hook(note(name)) for name, module in layers]
     state = {name: on_meta(t) for name, t in (*model.named_parameters(), *model.named_buffers())}
     try:
-        with torch.no_grad(), backend.use_backend("reference"):
+        with backend.use_backend("reference"):
             functional_call(model, state, tree_map_only(Tensor, on_meta, inputs))
     finally:
         for hook in hooks:
@@ -151,9 +154,9 @@ def _convolution(module: Conv2d, images: Tensor, architecture: str) -> tuple[str
         tile, loader = _gemm(images, weight, window, module.groups, (1, 1), architecture)
         algorithm += f", {loader}"
     elif algorithm == "depthwise":
-        rows = images.shape[0] * math.prod(output_sizes(images.shape[2:], weight.shape[2:], window))
+        size = output_sizes(images.shape[2:], weight.shape[2:], window)
         target = tiles.nearest(architecture)
-        tile = str(tiles.choose(depthwise.TILES[target], target, rows, weight.shape[0]))
+        tile = str(depthwise.tile_of(images, tuple(weight.shape), size, window.stride, target))
     return algorithm, tile, composed + chosen.reason
 
 
@@ -165,7 +168,7 @@ def _gemm(
     kind = tiles.arithmetic(images.dtype, launch.dot_precision(images.dtype, target))
     size = (height // pool[0], width // pool[1])
     product = implicit_gemm.forward_product(images, weight, size, window, groups, pool)
-    plan = implicit_gemm.plan(product, target, kind, launch.index_type(images, weight) is tl.int64)
+    plan = implicit_gemm.decided(images, product, target, kind, launch.index_type(images, weight) is tl.int64)
     return str(plan.tile), plan.loader
 
 

@@ -18,7 +18,7 @@ from lightconv.cli import tables
 from lightconv.cli.application import instantiate
 from lightconv.cli.installation import Extra, extras, installed, is_met, output, requirements, revision
 from lightconv.errors import InputError
-from lightconv.operators import backend, conv2d, conv_block, max_pool2d
+from lightconv.operators import backend, conv2d, conv_block, max_pool2d, tuned
 from lightconv.operators.geometry import Window
 
 if backend.TRITON:
@@ -42,6 +42,7 @@ class Gpu:
         architecture: as its compiler calls it; None where Triton is not installed.
         tiles: the architecture whose tile tables serve it; None where no kernel does.
         refusal: why it has no kernels; None if it has.
+        tuned: choices that ``lightconv tune`` measured on such a GPU.
     """
 
     device: str
@@ -51,6 +52,7 @@ class Gpu:
     architecture: str | None
     tiles: str | None
     refusal: str | None
+    tuned: int = 0
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,7 @@ def gpu(device: str) -> Gpu:
         architecture=architecture,
         tiles=tiles.nearest(architecture) if architecture and refusal is None else None,
         refusal=refusal,
+        tuned=len(tuned.stored(properties.name)) if backend.TRITON else 0,
     )
 
 
@@ -310,4 +313,6 @@ def _gpu_rows(report: Report) -> list[tuple[str, str]]:
     for gpu in report.gpus:
         rows.append((gpu.device, f"{gpu.name}, capability {gpu.capability}, {gpu.memory:.0f} GiB"))
         rows.append((gpu.architecture or "", gpu.refusal or f"has kernels, with the tiles of {gpu.tiles}"))
+        if gpu.refusal is None:
+            rows.append(("", f"{gpu.tuned} choices measured by lightconv tune; the rules make all others"))
     return rows if report.gpus else [*rows, ("none", "PyTorch's own operators serve everything")]

@@ -18,6 +18,7 @@ from lightconv.analysis.comparison import changes
 from lightconv.analysis.gpus import GPUS, UNSUPPORTED
 from lightconv.analysis.machine_code import marked
 from lightconv.cli import tables
+from lightconv.cli.settings import batch_format, several
 from lightconv.errors import InputError
 from lightconv.operators.backend import TRITON
 from lightconv.visualize import Point, roofline
@@ -37,7 +38,6 @@ _PREDICTED = """\
 forward, backward: lightconv's kernels, each by its largest bound; torch, compiled: torch's forward and
 backward, every operator at the data sheet's rate, which cuDNN does not reach; gain: torch / lightconv
 """
-_DTYPES = ("float32", "float16", "bfloat16")
 
 
 class Subject(NamedTuple):
@@ -64,10 +64,7 @@ def inspect(config: DictConfig) -> None:
     """
     if not TRITON:
         raise InputError("inspect compiles kernels, and Triton is not installed: pip install triton (Linux)")
-    if config.dtype not in _DTYPES:
-        raise InputError(f"dtype={config.dtype}: choose one of {', '.join(_DTYPES)}")
-    if not isinstance(config.batch_size, int) or config.batch_size < 1:
-        raise InputError(f"batch_size={config.batch_size}: a batch needs at least one image")
+    batch_format(config)
     if config.published:
         _show_published()
         return
@@ -84,30 +81,25 @@ def inspect(config: DictConfig) -> None:
         _write(found, config)
 
 
-def _several(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, ListConfig) else [value]
-
-
 def _subjects(config: DictConfig) -> list[Subject]:
     targets: list[tuple[str, str | None]] = []
-    for gpu in _several(config.gpu):
+    for gpu in several(config.gpu):
         if gpu in UNSUPPORTED:
             raise InputError(f"gpu={gpu}: {UNSUPPORTED[gpu]}")
         if gpu is not None and gpu not in GPUS:
             raise InputError(f"gpu={gpu}: choose one of {', '.join(GPUS)}")
         targets += [(GPUS[gpu].architecture, gpu)] if gpu else []
-    for architecture in _several(config.arch) if not targets else []:
+    for architecture in several(config.arch) if not targets else []:
         if architecture not in ARCHITECTURES:
             raise InputError(f"arch={architecture}: choose one of {', '.join(ARCHITECTURES)}")
         first = next((name for name, gpu in GPUS.items() if gpu.architecture == architecture), None)
         targets.append((architecture, first))
-    networks = ["layer" if name is None else name for name in _several(config.layers)]
+    networks = ["layer" if name is None else name for name in several(config.layers)]
     return [Subject(network, *target) for target in targets for network in networks]
 
 
 def _inspected(subject: Subject, config: DictConfig) -> "inspection.Inspection":
-    memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-    formatted = (config.batch_size, getattr(torch, config.dtype), memory_format)
+    formatted = batch_format(config)
     if subject.network == "layer":
         found = layers.found(*_one_layer(config, *formatted))
     else:

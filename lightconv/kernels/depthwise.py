@@ -12,13 +12,13 @@ order: no atomics, the same bits every time. Masked addresses are also clamped i
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightconv.kernels import ordered_sum
+from lightconv.kernels import choices, ordered_sum
 from lightconv.kernels.launch import Outputs, Pair, architecture, in_float32_when_interpreted, index_type, on_device
 from lightconv.kernels.tiles import ARCHITECTURES, MULTIPROCESSORS, Tile, Tiles, choose, nearest
 
@@ -178,6 +178,21 @@ def _weight_gradient_kernel(
         tl.store(db + b_offset, taps.to(db.dtype.element_ty), mask=is_bias[:, None] & k_in)
 
 
+def tile_of(input: Tensor, weight_shape: Sequence[int], size: Pair, stride: Pair, architecture: str) -> Tile:
+    """The tile by which `forward` computes a map of this size, unless one is forced."""
+    filters, _, *taps = weight_shape
+    rule = choose(TILES[architecture], architecture, input.shape[0] * math.prod(size), filters)
+    return _decided(rule, TILES[architecture], input, "forward", (filters, *taps), stride)
+
+
+def _decided(rule: Tile, tiles: Tiles, images: Tensor, part: str, *sizes: Sequence[int]) -> Tile:
+    # what was measured on the GPU that holds the images, else the rule's
+    if not choices.applies(images):
+        return rule
+    key = ("depthwise", part, choices.described(images), *sizes)
+    return choices.answer(images, key, tuple(dict.fromkeys([rule, *tiles])))
+
+
 def _fitted(tile: Tile, height: int, width: int, channels: int, index: tl.dtype) -> tuple[int, int, int]:
     # a block's rows, columns and channels, no larger than the image; 64-bit addresses take half the pixels' registers
     pixels = tile.rows // 2 if index is tl.int64 else tile.rows
@@ -209,7 +224,7 @@ def forward(
     filters, _, r, s = weight.shape
     *_, out_height, out_width = output.shape
     target = nearest(architecture(input))
-    tile = tile or choose(TILES[target], target, images * out_height * out_width, filters)
+    tile = tile or tile_of(input, tuple(weight.shape), (out_height, out_width), stride, target)
     index = index_type(input, weight, output)
     rows, columns, block = _fitted(tile, out_height, out_width, filters, index)
     rectangles = images * triton.cdiv(out_height, rows) * triton.cdiv(out_width, columns)
@@ -242,7 +257,9 @@ def input_gradient(
     phase_height, phase_width = triton.cdiv(height, stride[0]), triton.cdiv(width, stride[1])
     phases = (min(stride[0], height), min(stride[1], width))  # a larger stride leaves phases without a pixel
     target = nearest(architecture(grad_output))
-    tile = tile or choose(TILES[target], target, images * phase_height * phase_width, channels, math.prod(phases))
+    if tile is None:
+        rule = choose(TILES[target], target, images * phase_height * phase_width, channels, math.prod(phases))
+        tile = _decided(rule, TILES[target], grad_output, "input gradient", tuple(grad_input.shape), (r, s), stride)
     index = index_type(grad_output, weight, grad_input)
     rows, columns, block = _fitted(tile, phase_height, phase_width, channels, index)
     rectangles = images * triton.cdiv(phase_height, rows) * triton.cdiv(phase_width, columns)
@@ -276,7 +293,9 @@ def weight_gradient(
     images, _, out_height, out_width = grad_output.shape
     wants_bias = grad_bias.numel() > 0
     target = nearest(architecture(input))
-    tile = tile or choose(WEIGHT_TILES[target], target, images * out_height * out_width, filters)
+    if tile is None:
+        rule = choose(WEIGHT_TILES[target], target, images * out_height * out_width, filters)
+        tile = _decided(rule, WEIGHT_TILES[target], input, "weight gradient", tuple(grad_weight.shape), stride)
     index = index_type(grad_output, input, grad_weight)
     rows, columns, block = _fitted(tile, out_height, out_width, filters, index)
     taps = min(tile.depth, triton.next_power_of_2(s + wants_bias))

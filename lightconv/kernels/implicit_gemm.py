@@ -33,6 +33,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from lightconv.kernels import choices
 from lightconv.kernels.launch import (
     Outputs,
     Pair,
@@ -412,15 +413,54 @@ def plan(product: Product, architecture: str, kind: str, wide: bool = False, til
         products = product.groups * math.prod(product.phases)
         return tile or choose(table[architecture][kind], architecture, rows, product.filters, products)
 
-    if product.channels < FLATTENED_BELOW and not product.gradient:
+    if _is_flattened(product):
         return Plan(chosen(CAREFUL_TILES if wide else FLATTENED_TILES), "flattened", (0, 0))
     first = chosen(CAREFUL_TILES if wide else TILES)
-    patch = _patch_of(product, first) if kind != "ieee" and architecture in _DESCRIPTORS_FROM else None
+    return _loaded(product, architecture, kind, first) or Plan(tile or chosen(CAREFUL_TILES), "pointers", (0, 0))
+
+
+def plans(product: Product, architecture: str, kind: str, wide: bool = False) -> tuple[Plan, ...]:
+    """Every plan whose tile is in the tables for such a product: first that of `plan`, whose arguments these are."""
+    careful = CAREFUL_TILES[architecture][kind]
+    if _is_flattened(product):
+        tiles = careful if wide else FLATTENED_TILES[architecture][kind]
+        known = [Plan(tile, "flattened", (0, 0)) for tile in tiles]
+    else:
+        tiles = careful if wide else TILES[architecture][kind]
+        easy = (_loaded(product, architecture, kind, tile) for tile in tiles)
+        known = [found for found in easy if found] + [Plan(tile, "pointers", (0, 0)) for tile in careful]
+    return tuple(dict.fromkeys([plan(product, architecture, kind, wide), *known]))
+
+
+def _is_flattened(product: Product) -> bool:
+    return product.channels < FLATTENED_BELOW and not product.gradient
+
+
+def _loaded(product: Product, architecture: str, kind: str, tile: Tile) -> Plan | None:
+    """The plan by which a tile is loaded easily: by descriptors, or in steps and columns that are all filled."""
+    patch = _patch_of(product, tile) if kind != "ieee" and architecture in _DESCRIPTORS_FROM else None
     if patch:
-        return Plan(first, "descriptors", patch)
-    even = product.channels % first.depth == 0 and product.filters % first.columns == 0
-    easy = product.side_by_side and even
-    return Plan(first if easy else chosen(CAREFUL_TILES), "pointers", (0, 0))
+        return Plan(tile, "descriptors", patch)
+    even = product.channels % tile.depth == 0 and product.filters % tile.columns == 0
+    return Plan(tile, "pointers", (0, 0)) if product.side_by_side and even else None
+
+
+def decided(like: Tensor, product: Product, architecture: str, kind: str, wide: bool, expanded: bool = False) -> Plan:
+    """The plan that a launch takes: what was measured on the GPU that holds a tensor, else what `plan` chooses.
+
+    Args:
+        like: the images.
+        product: to compute.
+        architecture: one of `tiles.ARCHITECTURES`.
+        kind: "half", "tf32" or "ieee".
+        wide: whether offsets need 64 bits.
+        expanded: whether a pooled gradient is expanded by its bytes.
+    """
+    if not choices.applies(like):
+        return plan(product, architecture, kind, wide)
+    part = "input gradient" if product.gradient else "forward"
+    key = ("implicit GEMM", part, kind, wide, expanded, *product)
+    return choices.answer(like, key, plans(product, architecture, kind, wide))
 
 
 def _patch_of(product: Product, tile: Tile) -> Pair | None:
@@ -480,7 +520,11 @@ def _launch(
     target = nearest(architecture(source))
     precision = dot_precision(source.dtype, target)
     index = index_type(source, weight, output, *(t for t in (source_code, output_code, bias) if t is not None))
-    chosen = plan(product, target, arithmetic(source.dtype, precision), index is tl.int64, tile)
+    kind, wide, expanded = arithmetic(source.dtype, precision), index is tl.int64, source_code is not None
+    if tile is None:
+        chosen = decided(source, product, target, kind, wide, expanded)
+    else:
+        chosen = plan(product, target, kind, wide, tile)
     tile, patch, described = chosen.tile, chosen.patch, chosen.loader == "descriptors"
     k, c, *taps = weight.stride()
     stride, padding, dilation = window
@@ -495,7 +539,6 @@ def _launch(
     else:
         pixel_blocks = triton.cdiv(product.images * math.prod(product.size), tile.rows // product.positions)
     blocks = (triton.cdiv(product.filters, tile.columns), pixel_blocks, product.groups)
-    expanded = source_code is not None
     x_size = _both(lambda n, p: n * p if expanded else n, pair_of(source), pool)
     with on_device(source):
         _kernel[(math.prod(blocks) * math.prod(product.phases),)](

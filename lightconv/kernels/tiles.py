@@ -1,8 +1,9 @@
 """Tiles: how much of a product one block computes, and the rule that chooses among an algorithm's few.
 
 Every algorithm lists its tiles by architecture and by how numbers are multiplied, from the largest to the smallest;
-`lightconv.kernels.tiles.choose` takes one from the shape of the product alone, never from timing: the same call has
-the same bits on every machine of that architecture. Every tile of every table is compiled by the tests.
+`lightconv.kernels.tiles.choose` takes one from the shape of the product alone: the same call has the same bits on every
+machine of that architecture, unless ``lightconv tune`` measured it there (`lightconv.kernels.choices`). Every tile of
+every table is compiled by the tests.
 """
 
 from collections.abc import Mapping, Sequence

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightconv.kernels import implicit_gemm, ordered_sum
+from lightconv.kernels import choices, implicit_gemm, ordered_sum
 from lightconv.kernels.implicit_gemm import CAREFUL_TILES, FLATTENED_BELOW, columns_of, expanded, strides_of
 from lightconv.kernels.launch import (
     Outputs,
@@ -166,7 +166,7 @@ def plan(
     if tile is None:  # the largest that fits: the parts fill the GPU
         table = CAREFUL_TILES if careful else FLATTENED_TILES if flattened else TILES
         tile = fitting(table[architecture][kind], filters, columns)[0]
-        if not flattened and (filters % tile.rows or columns % tile.columns):
+        if not (flattened or _fills(tile, filters, columns)):
             tile = fitting(CAREFUL_TILES[architecture][kind], filters, columns)[0]
     column_blocks = triton.cdiv(columns, tile.columns) * (1 if flattened else r * s)
     blocks = (column_blocks, triton.cdiv(filters, tile.rows), groups)
@@ -176,6 +176,24 @@ def plan(
     parts = min(rows, splits_of(math.prod(blocks), pixels_a_term, architecture))
     units = triton.cdiv(rows, max(1, parts))
     return Plan(tile, flattened, patch_w, blocks, units, triton.cdiv(rows, units))
+
+
+def plans(
+    images: int, size: Pair, weight_shape: Sequence[int], groups: int, architecture: str, kind: str, careful: bool
+) -> tuple[Plan, ...]:
+    """Every plan whose tile is in the tables for such a product: first that of `plan`, whose arguments these are."""
+    filters, channels = weight_shape[:2]
+    tiles = CAREFUL_TILES[architecture][kind]
+    if not careful and channels < FLATTENED_BELOW:
+        tiles = FLATTENED_TILES[architecture][kind]
+    elif not careful:
+        tiles = (*(t for t in TILES[architecture][kind] if _fills(t, filters // groups, channels)), *tiles)
+    found = (plan(images, size, weight_shape, groups, architecture, kind, careful, tile) for tile in (None, *tiles))
+    return tuple(dict.fromkeys(found))
+
+
+def _fills(tile: Tile, filters: int, columns: int) -> bool:
+    return filters % tile.rows == 0 and columns % tile.columns == 0
 
 
 def splits_of(blocks: int, pixels_a_term: int, architecture: str) -> int:
@@ -226,7 +244,12 @@ def weight_gradient(
     coded = [] if code is None else [code]
     index = index_type(grad_output, input, grad_weight, *coded)
     careful = index is tl.int64 or input.stride(1) != 1 or grad_output.stride(1) != 1
-    chosen = plan(input.shape[0], size, grad_weight.shape, groups, target, kind, careful, tile)
+    sizes = (input.shape[0], size, tuple(grad_weight.shape), groups, target, kind, careful)
+    if tile is None and choices.applies(input):
+        key = ("implicit GEMM", "weight gradient", code is not None, grad_bias.numel() > 0, stride, dilation, *sizes)
+        chosen = choices.answer(input, key, plans(*sizes))
+    else:
+        chosen = plan(*sizes, tile)
     tile, filters, channels = chosen.tile, grad_weight.shape[0] // groups, grad_weight.shape[1]
     parts = ordered_sum.parts_of(chosen.splits, grad_weight, grad_bias)
     with on_device(input):

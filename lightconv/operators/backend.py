@@ -3,7 +3,7 @@
 ======================  =========================================================================================
 backend                 served by
 ======================  =========================================================================================
-``auto`` (default)      on a GPU, the first of `RULES` that applies; torch elsewhere
+``auto`` (default)      on a GPU, what ``lightconv tune`` measured, else the first of `RULES`; else torch
 ``reference``           torch
 ``triton``              a kernel wherever one can serve, also in Triton's interpreter; elsewhere torch
 ======================  =========================================================================================
@@ -15,14 +15,16 @@ programs guard on it.
 
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightconv.errors import InputError
+from lightconv.kernels import choices
+from lightconv.operators import tuned
 
 BACKENDS = ("auto", "reference", "triton")
 TRITON = importlib.util.find_spec("triton") is not None
@@ -31,6 +33,8 @@ if TRITON:
     from lightconv.kernels.launch import INTERPRETED
 else:
     INTERPRETED = False
+
+choices.found_in(tuned.stored)
 
 _DTYPES = {torch.float16, torch.bfloat16, torch.float32}
 
@@ -129,11 +133,26 @@ def wants_kernels(device: str) -> bool:
     return _backend == "triton" or (_backend == "auto" and device == "cuda")
 
 
-def choice(call: Call) -> Choice:
-    """Who serves a call that a kernel can serve."""
+def choice(call: Call, tensors: Sequence[Tensor | None], *options: Any) -> Choice:
+    """Who serves a call that a kernel can serve.
+
+    Args:
+        call: what the rules ask for.
+        tensors: that it is made with, the images first.
+        options: that it is made with.
+    """
     if _backend != "auto":
         return Choice(_backend == "triton", f"asked for: backend {_backend!r}")
     rule = next(rule for rule in RULES if rule.applies(call))
+    images = tensors[0]
+    assert images is not None
+    if choices.applies(images):
+        trained = torch.is_grad_enabled()
+        gradients = tuple(trained and t is not None and t.requires_grad for t in tensors)
+        in_tf32 = torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
+        key = (call.operator, *map(choices.described, tensors), gradients, *options, in_tf32)
+        if choices.answer(images, key, (rule.kernel, not rule.kernel)) != rule.kernel:
+            return Choice(not rule.kernel, "measured on this GPU by lightconv tune")
     return Choice(rule.kernel, rule.reason)
 
 

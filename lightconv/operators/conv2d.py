@@ -66,7 +66,8 @@ def choice(input: Tensor, weight: Tensor, bias: Tensor | None, window: Window, g
     if reason is not None:
         return backend.Choice(False, reason)
     depthwise, last = groups > 1 and weight.shape[1] == 1, is_channels_last(input, weight)
-    return backend.choice(backend.Call("conv2d", input.numel(), math.prod(weight.shape[1:]), depthwise, last))
+    call = backend.Call("conv2d", input.numel(), math.prod(weight.shape[1:]), depthwise, last)
+    return backend.choice(call, (input, weight, bias), *window, groups)
 
 
 def algorithm(weight_shape: tuple[int, ...], window: Window, groups: int, like: Tensor) -> str:

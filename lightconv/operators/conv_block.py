@@ -80,7 +80,8 @@ def choice(
     if reason is not None:
         return backend.Choice(False, reason)
     terms = math.prod(weight.shape[1:])
-    return backend.choice(backend.Call("conv_block", input.numel(), terms, pooled=pool != (1, 1)))
+    call = backend.Call("conv_block", input.numel(), terms, pooled=pool != (1, 1))
+    return backend.choice(call, (input, weight, bias), *window, groups, activation, pool)
 
 
 def _sizes(input: Tensor, weight: Tensor, window: Window, pool: Pair) -> Pair:

@@ -46,7 +46,8 @@ def choice(input: Tensor, kernel_size: Pair, window: Window, ceil_mode: bool, in
     reason = refusal(input, kernel_size, window, ceil_mode)
     if reason is not None:
         return backend.Choice(False, reason)
-    return backend.choice(backend.Call("max_pool2d", input.numel(), indices=indices))
+    call = backend.Call("max_pool2d", input.numel(), indices=indices)
+    return backend.choice(call, (input,), kernel_size, *window, ceil_mode, indices)
 
 
 def _max_pool2d(

@@ -107,8 +107,9 @@ def test_every_set_of_conf_is_looked_for(report):
     assert {row["name"] for row in report()["data"]} == sets
 
 
-def test_a_gpu_of_capability_9_has_kernels(plug_in, report):
+def test_a_gpu_of_capability_9_has_kernels(plug_in, report, monkeypatch):
     plug_in((9, 0))
+    monkeypatch.setattr(doctor.tuned, "stored", lambda gpu: {("a",): True, ("b",): False} if gpu == "GPU 9.0" else {})
     found = report()
     assert found["gpus"] == [
         {
@@ -119,6 +120,7 @@ def test_a_gpu_of_capability_9_has_kernels(plug_in, report):
             "architecture": "sm_90",
             "tiles": "sm_90",
             "refusal": None,
+            "tuned": 2,
         }
     ]
     assert [row["by"] for row in found["served"]] == ["torch", "lightconv", "lightconv"]

@@ -6,12 +6,12 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from lightconv.cli.bench.report import Report
+from lightconv.cli.settings import DTYPES, check_choice, check_whole
 from lightconv.errors import InputError
 
 # each is a file here with a function of that name, and the Markdown file that output=auto writes
 WHAT = {"traffic": None, "kernels": "bench_kernels.md", "blocks": None, "pipeline": None}
 _LEAST = {"rounds": 1, "batch_size": 1, "images": 1, "num_workers": 0}
-_DTYPES = ("float32", "float16", "bfloat16")
 
 
 def bench(config: DictConfig) -> None:
@@ -20,12 +20,11 @@ def bench(config: DictConfig) -> None:
     Raises:
         InputError: for unknown settings, or a measurement without the GPU that it needs.
     """
-    for name, known in {"what": WHAT, "dtype": _DTYPES}.items():
-        if config[name] not in known:
-            raise InputError(f"{name}={config[name]}: choose one of {', '.join(known)}")
+    check_choice(config, "what", WHAT)
+    check_choice(config, "dtype", DTYPES)
     for name, least in _LEAST.items():
-        if not _is_whole(config[name], least) and (name, config[name]) != ("images", None):
-            raise InputError(f"{name}={config[name]}: give a whole number, at least {least}")
+        if (name, config[name]) != ("images", None):
+            check_whole(config, name, least)
     output = _output(config)
     # the others' libraries take seconds to import
     measure = getattr(importlib.import_module(f"{__name__}.{config.what}"), config.what)
@@ -33,10 +32,6 @@ def bench(config: DictConfig) -> None:
     report.show()
     if output is not None:
         report.write(output)
-
-
-def _is_whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _output(config: DictConfig) -> Path | None:

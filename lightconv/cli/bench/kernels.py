@@ -1,12 +1,12 @@
 """what=kernels: lightconv's kernels against torch, eager and compiled, in time on a GPU."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 
 from lightconv import visualize
+from lightconv.analysis.steps import cudnn_at_its_best, milliseconds_on_gpu
 from lightconv.cli.bench.layers import LAYERS, Contender, Layer, check, sides, timed
 from lightconv.cli.bench.report import Report, circumstances
 from lightconv.errors import InputError
@@ -30,8 +30,8 @@ def kernels(config: DictConfig) -> Report:
             "what=kernels measures on a GPU and there is none here; what=traffic counts on any machine, and "
             "what=blocks and what=pipeline measure on any"
         )
-    with use_backend("triton"):  # refuses here, before anything is measured, where Triton is not installed
-        torch.backends.cudnn.benchmark = True  # torch at its best
+    # the backend refuses here, before anything is measured, where Triton is not installed
+    with use_backend("triton"), cudnn_at_its_best():
         rows = [row for layer in LAYERS for row in measure(layer, config, "cuda")]
     depends_on = circumstances(config, torch.device("cuda"), "torch", "triton")
     title = f"milliseconds of layers: {depends_on}, {_tf32()}"
@@ -51,14 +51,8 @@ def measure(layer: Layer, config: DictConfig, device: str) -> list[dict[str, Any
     for name, mode in _COMPILED.items():
         contenders[name] = Contender("reference", torch.compile(theirs, mode=mode))
     size = "x".join(map(str, layer.images))
-    medians = timed(contenders, images, _milliseconds, config.rounds)
+    medians = timed(contenders, images, milliseconds_on_gpu, config.rounds)
     return [{"layer": layer.name, "images": size, "pass": name, **times} for name, times in medians.items()]
-
-
-def _milliseconds(step: Callable[[], Any]) -> float:
-    from triton.testing import do_bench  # noqa: PLC0415  not installed everywhere
-
-    return do_bench(step, return_mode="median")
 
 
 def _tf32() -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from lightconv import nn
-from lightconv.cli.bench.report import medians
+from lightconv.analysis.steps import PASSES, forward_and_backward, integers, medians
 from lightconv.operators.backend import use_backend
 
 
@@ -101,14 +101,14 @@ def check(layer: Layer, config: DictConfig, device: str, backend: str = "triton"
     ours, theirs, images = sides(layer, config, device)
     with torch.no_grad():
         for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
-            other.copy_(mine.copy_(_integers(mine)))
-        images.copy_(_integers(images))
-        cotangent = _integers(theirs(images))
+            other.copy_(mine.copy_(integers(mine)))
+        images.copy_(integers(images))
+        cotangent = integers(theirs(images))
     exact = images.detach().double().requires_grad_(images.requires_grad)
     with use_backend(backend):
-        actual = _training_step(ours, images, cotangent)
+        actual = forward_and_backward(ours, images, cotangent)
     with use_backend("reference"):
-        expected = _training_step(theirs.double(), exact, cotangent.double())
+        expected = forward_and_backward(theirs.double(), exact, cotangent.double())
     for a, e in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, e.to(a.dtype), rtol=0, atol=0, msg=lambda text: f"{layer.name}: {text}")
 
@@ -136,26 +136,9 @@ def timed(
         with use_backend(backend):
             return milliseconds(partial(step, module, images, cotangent))
 
-    passes = {"forward": _forward, "forward+backward": _training_step}
     return {
         name: medians(
             {library: partial(measure, step, *contender) for library, contender in contenders.items()}, rounds
         )
-        for name, step in passes.items()
+        for name, step in PASSES.items()
     }
-
-
-def _integers(like: Tensor) -> Tensor:
-    return torch.randint_like(like, -3, 4)
-
-
-def _forward(module: Module, images: Tensor, cotangent: Tensor) -> Tensor:
-    with torch.no_grad():
-        return module(images)
-
-
-def _training_step(module: Module, images: Tensor, cotangent: Tensor) -> list[Tensor]:
-    """The result and all gradients."""
-    output = module(images)
-    wanted = [t for t in (images, *module.parameters()) if t.requires_grad]
-    return [output.detach(), *torch.autograd.grad(output, wanted, cotangent)]

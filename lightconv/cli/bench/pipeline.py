@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from lightconv.analysis.steps import medians
 from lightconv.cli.application import quiet
 from lightconv.cli.bench.epochs import LOADERS, TRAININGS, Sized, device, loading_seconds, training_seconds
-from lightconv.cli.bench.report import Report, circumstances, medians
+from lightconv.cli.bench.report import Report, circumstances
 from lightconv.cli.train import build_data, build_task
 from lightconv.errors import InputError
 

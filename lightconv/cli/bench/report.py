@@ -1,10 +1,9 @@
-"""What every measurement shares: turns and their medians, a clock, and a table that says what it depends on."""
+"""What every measurement shares: a clock, and a table that says what it depends on."""
 
 import importlib
 import platform
-import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,15 +45,6 @@ class Report(NamedTuple):
             self.figure.savefig(picture, dpi=110)
             parts.append(f"![the same as a picture]({picture.name})\n")
         path.write_text("\n".join(parts))
-
-
-def medians(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
-    """The median of what each contender measures, taken in turns: a clock that drifts slows all of them."""
-    samples: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, measure in contenders.items():
-            samples[name].append(measure())
-    return {name: statistics.median(values) for name, values in samples.items()}
 
 
 def clock() -> float:

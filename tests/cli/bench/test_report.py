@@ -3,21 +3,7 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
 from lightconv.cli.bench import report
-from lightconv.cli.bench.report import Report, circumstances, medians
-
-
-def test_contenders_take_turns():
-    turns = []
-
-    def contender(name, *seconds):
-        remaining = list(seconds)
-        return lambda: (turns.append(name), remaining.pop(0))[1]
-
-    assert medians({"ours": contender("ours", 3.0, 1.0, 2.0), "theirs": contender("theirs", 5.0, 9.0, 5.0)}, 3) == {
-        "ours": 2.0,
-        "theirs": 5.0,
-    }
-    assert turns == ["ours", "theirs"] * 3
+from lightconv.cli.bench.report import Report, circumstances
 
 
 def test_a_report_prints_and_writes_all_of_it(tmp_path, capsys):

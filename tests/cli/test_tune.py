@@ -1,0 +1,66 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightconv.kernels import choices
+
+
+def test_without_a_gpu_it_explains_itself(lightconv, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="2"):
+        lightconv("tune")
+    error = capsys.readouterr().err
+    assert "tune measures kernels on a GPU" in error
+    assert "lightconv inspect" in error
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["dtype=int8"], ["dtype=int8", "float16"]),
+        (["batch_size=0"], ["batch_size=0", "at least 1"]),
+        (["rounds=0"], ["rounds=0", "at least 1"]),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_measured(lightconv, capsys, arguments, words):
+    with pytest.raises(SystemExit, match="2"):
+        lightconv("tune", *arguments)
+    error = capsys.readouterr().err
+    assert all(word in error for word in words)
+
+
+def test_measures_prints_and_keeps(lightconv, capsys, monkeypatch, tmp_path):
+    """With a GPU that there is not, and a clock that finds kernels slow."""
+    from lightconv import nn
+    from lightconv.analysis import layers, tuning
+    from lightconv.operators import backend
+
+    def clock(step):
+        with choices.noted() as asked:
+            step()
+        return 10.0 + sum(5.0 for a in asked if a.answer is True)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(tuning, "gpu_of", lambda device: "Some GPU")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(backend, "wants_kernels", lambda device: backend._backend != "reference")
+    by_clock = tuning.tune_layer
+    monkeypatch.setattr(tuning, "tune_layer", lambda *args: by_clock(*args, clock))
+    with torch.device("meta"):
+        block = layers.found(torch.nn.Sequential(nn.ConvBlock(3, 8, 3, pool=2)), torch.empty(1, 3, 6, 6))
+    monkeypatch.setattr("lightconv.cli.tune.layers_of", lambda *args: block * 2)
+    lightconv("tune", "rounds=1")
+    printed = capsys.readouterr().out
+    for word in ("Some GPU", "forward+backward", "15.0", "10.0", "0, forward", "conv_block: torch (rule: lightconv)"):
+        assert word in printed
+    (file,) = (tmp_path / "cache" / "lightconv" / "tuned").glob("*.json")
+    assert "Some-GPU" in file.name
+
+
+@pytest.mark.gpu
+def test_tunes_lenet_on_a_gpu(lightconv, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    lightconv("tune", "batch_size=32", "rounds=1")
+    assert torch.cuda.get_device_name() in capsys.readouterr().out
