@@ -121,4 +121,19 @@ GPUS = {
     "rtx5090": _gpu("GeForce RTX 5090", "sm_120", 170, 2407, 1792, 209.5, 104.8, 104.8),
     "b200": _gpu("B200 (HGX)", "sm_100", 148, 1965, 7700, 2250, 1100, 75),
 }
+# as torch.cuda.get_device_name has them; other models of the same chip have other clocks and memories
+_TORCH_NAMES = {
+    "NVIDIA A100-SXM4-80GB": "a100",
+    "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA H200": "h200",
+    "NVIDIA L40S": "l40s",
+    "NVIDIA GeForce RTX 4090": "rtx4090",
+    "NVIDIA GeForce RTX 5090": "rtx5090",
+    "NVIDIA B200": "b200",
+}
 UNSUPPORTED = {"t4": "T4 is sm_75: Triton's float16 product spills there, and torch serves GPUs before Ampere"}
+
+
+def named(name: str) -> GPU | None:
+    """The data sheet of the GPU that torch gives this name; None if it is not listed."""
+    return GPUS.get(_TORCH_NAMES.get(name, ""))

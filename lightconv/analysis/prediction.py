@@ -173,8 +173,8 @@ def _repeats(kernel: Compiled, block: Work) -> float:
     return block.steps * block.loaded / loaded if loaded else 1.0
 
 
-class TorchSeconds(NamedTuple):
-    """A layer's forward and backward pass in torch, every operator at its roofline, in seconds."""
+class PassSeconds(NamedTuple):
+    """A layer's forward and backward pass, every operator at its roofline, in seconds."""
 
     forward: float
     backward: float
@@ -199,7 +199,7 @@ def _peak(layer: Layer, gpu: GPU) -> float:
     return gpu.peak(arithmetic(dtype, dot_precision(dtype, gpu.architecture)))
 
 
-def by_eager_torch(layer: Layer, gpu: GPU) -> TorchSeconds:
+def by_eager_torch(layer: Layer, gpu: GPU) -> PassSeconds:
     """The layer of torch.nn, unfused: an operator a kernel, each gradient of a convolution one more."""
     with use_backend("reference"):
         forward, backward, _ = passes(layer.unfused, layer.images)
@@ -209,7 +209,16 @@ def by_eager_torch(layer: Layer, gpu: GPU) -> TorchSeconds:
     def seconds(operators: Sequence[Operator]) -> float:
         return sum(_roofline(o, computing.get(o.name, 0), gpu) for o in operators)
 
-    return TorchSeconds(seconds(forward), seconds(backward))
+    return PassSeconds(seconds(forward), seconds(backward))
+
+
+def at_roofline(layer: Layer, gpu: GPU) -> PassSeconds:
+    """The layer as one kernel forward and one for each gradient, which move each tensor once: as fast as can be."""
+    with torch.no_grad():
+        tensors = [layer.images, layer.unfused(layer.images), *layer.unfused.parameters()]
+    kernel = max(products(layer) / _peak(layer, gpu), distinct_bytes(tensors) / gpu.bandwidth, LAUNCH_SECONDS)
+    trained = any(p.requires_grad for p in layer.unfused.parameters())
+    return PassSeconds(kernel, kernel * (trained + layer.images.requires_grad))
 
 
 def _roofline(operator: Operator, computing: float, gpu: GPU) -> float:
@@ -217,7 +226,7 @@ def _roofline(operator: Operator, computing: float, gpu: GPU) -> float:
     return max(computing, moving, operator.launches * LAUNCH_SECONDS)
 
 
-def by_inductor(layer: Layer, gpu: GPU) -> TorchSeconds:
+def by_inductor(layer: Layer, gpu: GPU) -> PassSeconds:
     """The layer as torch.compile would run it, by launches and bytes.
 
     A convolution stays cuDNN's. Activation and pooling become one kernel forward, which reads the map and writes the
@@ -239,7 +248,7 @@ def by_inductor(layer: Layer, gpu: GPU) -> TorchSeconds:
     def fused(moved: int) -> float:
         return max(moved / gpu.bandwidth, LAUNCH_SECONDS)
 
-    return TorchSeconds(bare.forward + fused(whole + small), bare.backward + fused(2 * whole + small))
+    return PassSeconds(bare.forward + fused(whole + small), bare.backward + fused(2 * whole + small))
 
 
 def by_matrix_product(layer: Layer, gpu: GPU) -> float:

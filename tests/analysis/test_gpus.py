@@ -2,7 +2,7 @@
 
 import pytest
 
-from lightconv.analysis.gpus import GPUS, MULTIPROCESSOR, UNSUPPORTED, blocks_at_once, occupancy
+from lightconv.analysis.gpus import GPUS, MULTIPROCESSOR, UNSUPPORTED, blocks_at_once, named, occupancy
 from lightconv.kernels.tiles import ARCHITECTURES
 
 KIB = 1024
@@ -77,3 +77,8 @@ def test_every_architecture_has_its_limits():
 def test_a_peak_by_how_numbers_are_multiplied():
     gpu = GPUS["h100"]
     assert [gpu.peak(kind) for kind in ("half", "tf32", "ieee")] == [gpu.half, gpu.tf32, gpu.float32]
+
+
+def test_torchs_names_lead_to_data_sheets():
+    assert named("NVIDIA H100 80GB HBM3") == GPUS["h100"]
+    assert named("NVIDIA H100 PCIe") is None  # another clock and another memory

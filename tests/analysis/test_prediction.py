@@ -134,6 +134,14 @@ def test_torchs_operators_at_their_rooflines(gpu):
     assert found.backward == pytest.approx(fused_back + gradients)
 
 
+@pytest.mark.parametrize("gpu", [H100, SLOW])
+def test_one_kernel_a_pass_that_moves_every_tensor_once(gpu):
+    kernel = roofline(2 * (X + W + B + POOLED), 1, FLOPS, gpu)
+    assert prediction.at_roofline(BLOCK, gpu) == pytest.approx((kernel, 2 * kernel))
+    pooling = roofline(2 * (MAP + POOLED), gpu=gpu)
+    assert prediction.at_roofline(layer(MaxPool2d(2), 8, 128, 32, 32), gpu) == pytest.approx((pooling, pooling))
+
+
 def test_images_without_a_gradient_take_one_product_less():
     own = layer(ConvBlock(64, 128, 3, padding=1, pool=2), 8, 64, 32, 32, needs_gradient=False)
     with_gradient, without = (prediction.by_eager_torch(given, SLOW).backward for given in (BLOCK, own))

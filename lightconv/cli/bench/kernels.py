@@ -6,6 +6,8 @@ import torch
 from omegaconf import DictConfig
 
 from lightconv import visualize
+from lightconv.analysis import layers
+from lightconv.analysis.gpus import GPU, named
 from lightconv.analysis.steps import cudnn_at_its_best, milliseconds_on_gpu
 from lightconv.cli.bench.layers import LAYERS, Contender, Layer, check, sides, timed
 from lightconv.cli.bench.report import Report, circumstances
@@ -32,14 +34,21 @@ def kernels(config: DictConfig) -> Report:
         )
     # the backend refuses here, before anything is measured, where Triton is not installed
     with use_backend("triton"), cudnn_at_its_best():
-        rows = [row for layer in LAYERS for row in measure(layer, config, "cuda")]
+        sheet = named(torch.cuda.get_device_name())
+        rows = [row for layer in LAYERS for row in measure(layer, config, "cuda", sheet)]
     depends_on = circumstances(config, torch.device("cuda"), "torch", "triton")
     title = f"milliseconds of layers: {depends_on}, {_tf32()}"
     return Report({title: rows}, figure=visualize.relative_times(rows, "torch", title))
 
 
-def measure(layer: Layer, config: DictConfig, device: str) -> list[dict[str, Any]]:
+def measure(layer: Layer, config: DictConfig, device: str, gpu: GPU | None = None) -> list[dict[str, Any]]:
     """Time a layer by lightconv, torch and torch.compile, once they are known to compute the same.
+
+    Args:
+        layer: to time.
+        config: dtype, memory format and rounds.
+        device: to time it on.
+        gpu: its data sheet, by which the share of the roofline is told that lightconv reaches.
 
     Returns:
         A table row for the forward pass and one for forward and backward.
@@ -50,9 +59,27 @@ def measure(layer: Layer, config: DictConfig, device: str) -> list[dict[str, Any
     contenders = {"lightconv": Contender("triton", ours), "torch": Contender("reference", theirs)}
     for name, mode in _COMPILED.items():
         contenders[name] = Contender("reference", torch.compile(theirs, mode=mode))
-    size = "x".join(map(str, layer.images))
+    described = {"layer": layer.name, "images": "x".join(map(str, layer.images))}
     medians = timed(contenders, images, milliseconds_on_gpu, config.rounds)
-    return [{"layer": layer.name, "images": size, "pass": name, **times} for name, times in medians.items()]
+    least = _least_milliseconds(layer, config, gpu) if gpu else {}
+    return [
+        {
+            **described,
+            "pass": name,
+            **times,
+            "of roofline": f"{least[name] / times['lightconv']:.0%}" if least else "unknown",
+        }
+        for name, times in medians.items()
+    ]
+
+
+def _least_milliseconds(layer: Layer, config: DictConfig, gpu: GPU) -> dict[str, float]:
+    """What each pass takes at least by the data sheet."""
+    from lightconv.analysis.prediction import at_roofline  # noqa: PLC0415  Triton is not installed everywhere
+
+    ours, theirs, images = sides(layer, config, "meta")
+    forward, backward = at_roofline(layers.Layer(layer.name, ours, images, theirs), gpu)
+    return {"forward": 1e3 * forward, "forward+backward": 1e3 * (forward + backward)}
 
 
 def _tf32() -> str:

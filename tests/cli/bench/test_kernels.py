@@ -4,6 +4,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from lightconv.analysis import prediction
+from lightconv.analysis.gpus import GPUS
 from lightconv.cli import tables
 from lightconv.cli.bench import kernels
 
@@ -29,13 +31,20 @@ def test_a_layer_is_checked_then_timed(tiny, settings, no_gpu_needed):
     rows = kernels.measure(tiny, settings, "cpu")
     assert [row["pass"] for row in rows] == ["forward", "forward+backward"]
     assert tables.markdown(rows) == (
-        "| layer | images | pass | lightconv | torch | torch.compile | reduce-overhead | max-autotune |\n"
-        "| --- | --- | --- | --- | --- | --- | --- | --- |\n"
-        "| tiny block | 2x4x6x6 | forward | 1.0000 | 1.0000 | 1.0000 | 1.0000 | 1.0000 |\n"
+        "| layer | images | pass | lightconv | torch | torch.compile | reduce-overhead | max-autotune | of roofline |\n"
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
+        "| tiny block | 2x4x6x6 | forward | 1.0000 | 1.0000 | 1.0000 | 1.0000 | 1.0000 | unknown |\n"
         # a tensor; of the other, 4
-        "| tiny block | 2x4x6x6 | forward+backward | 0.0000 | 0.0000 | 0.0000 | 0.0000 | 0.0000 |\n"
+        "| tiny block | 2x4x6x6 | forward+backward | 0.0000 | 0.0000 | 0.0000 | 0.0000 | 0.0000 | unknown |\n"
     )
     assert no_gpu_needed == ["default", "reduce-overhead", "max-autotune"]
+
+
+def test_the_share_of_the_roofline_is_told_for_a_gpu_with_a_data_sheet(tiny, settings, no_gpu_needed, monkeypatch):
+    monkeypatch.setattr("triton.testing.do_bench", lambda step, return_mode: 0.5)
+    launch = prediction.LAUNCH_SECONDS  # which is all that a layer so small takes
+    shares = [row["of roofline"] for row in kernels.measure(tiny, settings, "cpu", GPUS["h100"])]
+    assert shares == [f"{launch * kernels_run / 0.5e-3:.0%}" for kernels_run in (1, 3)]
 
 
 def test_a_wrong_kernel_is_refused_before_it_is_timed(tiny, settings, monkeypatch):
