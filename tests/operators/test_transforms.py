@@ -72,7 +72,7 @@ def served(monkeypatch):
     """The choices that were made for a kernel."""
     choices = []
     real = backend.choice
-    monkeypatch.setattr(backend, "choice", lambda call: (choices.append(call), real(call))[1])
+    monkeypatch.setattr(backend, "choice", lambda *call: (choices.append(call), real(*call))[1])
     return choices
 
 

@@ -135,3 +135,12 @@ def test_who_serves_follows_what_was_measured():
         with lc.use_backend("reference"):
             assert not served()[0].kernel
     assert served() == (rule, [])
+
+
+def test_choices_are_looked_up_under_vmap_too(monkeypatch):
+    monkeypatch.setattr(lc.operators.backend, "wants_kernels", lambda device: True)
+    images, weight = torch.ones(3, 2, 4, 6, 6), torch.ones(2, 4, 3, 3)
+    with choices.trying({}), choices.noted() as asked:
+        actual = torch.func.vmap(lambda x: lc.functional.conv2d(x, weight))(images)
+    assert asked[0].key[0] == "conv2d"
+    torch.testing.assert_close(actual, torch.full((3, 2, 2, 4, 4), 36.0))
