@@ -215,8 +215,7 @@ def by_eager_torch(layer: Layer, gpu: GPU) -> PassSeconds:
 def at_roofline(layer: Layer, gpu: GPU) -> PassSeconds:
     """The layer as one kernel forward and one for each gradient, which move each tensor once: as fast as can be."""
     with torch.no_grad():
-        tensors = [layer.images, layer.unfused(layer.images), *layer.unfused.parameters()]
-    kernel = max(products(layer) / _peak(layer, gpu), distinct_bytes(tensors) / gpu.bandwidth, LAUNCH_SECONDS)
+        kernel = _one_kernel(layer, [layer.images, layer.unfused(layer.images), *layer.unfused.parameters()], gpu)
     trained = any(p.requires_grad for p in layer.unfused.parameters())
     return PassSeconds(kernel, kernel * (trained + layer.images.requires_grad))
 
@@ -256,5 +255,9 @@ def by_matrix_product(layer: Layer, gpu: GPU) -> float:
     convolution = _convolution(layer)
     assert convolution is not None
     with torch.no_grad():
-        moved = distinct_bytes([layer.images, convolution.weight, convolution(layer.images)])
-    return max(products(layer) / _peak(layer, gpu), moved / gpu.bandwidth, LAUNCH_SECONDS)
+        return _one_kernel(layer, [layer.images, convolution.weight, convolution(layer.images)], gpu)
+
+
+def _one_kernel(layer: Layer, moved: Sequence[Tensor], gpu: GPU) -> float:
+    """A pass of a layer that takes its products once and moves these tensors."""
+    return max(products(layer) / _peak(layer, gpu), distinct_bytes(moved) / gpu.bandwidth, LAUNCH_SECONDS)

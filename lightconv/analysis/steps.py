@@ -1,5 +1,6 @@
 """What a layer is asked to do, once or again and again against the clock."""
 
+import copy
 import statistics
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -8,6 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch.nn import Module
+
+from lightconv.operators.backend import use_backend
 
 Name = TypeVar("Name")
 
@@ -25,7 +28,15 @@ def forward_and_backward(module: Module, images: Tensor, cotangent: Tensor) -> l
     return [output.detach(), *torch.autograd.grad(output, wanted, cotangent)]
 
 
-PASSES = {"forward": forward, "forward+backward": forward_and_backward}
+Run = Callable[[Module, Tensor, Tensor], list[Tensor]]
+PASSES: dict[str, Run] = {"forward": forward, "forward+backward": forward_and_backward}
+
+
+def by_torch_in_float64(run: Run, module: Module, images: Tensor, cotangent: Tensor) -> list[Tensor]:
+    """What a pass of the same layer gives where nothing is rounded but the numbers that it starts from."""
+    exact = images.detach().double().requires_grad_(images.requires_grad)
+    with use_backend("reference"):
+        return run(copy.deepcopy(module).double(), exact, cotangent.double())
 
 
 def integers(like: Tensor) -> Tensor:

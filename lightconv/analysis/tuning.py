@@ -18,17 +18,30 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from triton import TritonError
 
 from lightconv.analysis.layers import Layer, found
-from lightconv.analysis.steps import PASSES, cudnn_at_its_best, integers, medians, milliseconds_on_gpu
+from lightconv.analysis.steps import (
+    PASSES,
+    Run,
+    by_torch_in_float64,
+    cudnn_at_its_best,
+    integers,
+    medians,
+    milliseconds_on_gpu,
+)
 from lightconv.analysis.traffic import on_meta
 from lightconv.errors import InputError
-from lightconv.kernels import choices, launch
+from lightconv.kernels import choices
 from lightconv.operators import backend, tuned
 
+if backend.TRITON:
+    from triton import TritonError
+
+    from lightconv.kernels import launch
+
+    _FAILURES = (RuntimeError, TritonError)  # a tile may want more than a GPU has
+
 _MARGIN = 0.02
-_FAILURES = (RuntimeError, TritonError)  # a tile may want more than a GPU has
 
 Step = Callable[[], list[Tensor]]
 Clock = Callable[[Step], float]
@@ -82,8 +95,9 @@ def gpu_of(device: torch.device) -> str:
     Raises:
         InputError: for another device, with the reason.
     """
-    reason = backend.refusal(torch.empty(1, device=device)) or ("TRITON_INTERPRET is set" if launch.INTERPRETED else "")
-    if device.type != "cuda" or reason:
+    interpreted = backend.TRITON and launch.INTERPRETED
+    reason = "TRITON_INTERPRET is set" if interpreted else backend.refusal(torch.empty(1, device=device))
+    if device.type != "cuda" or reason is not None:
         raise InputError(
             f"tune measures kernels on a GPU, and none can be measured here: {reason}. Without it the rules choose "
             "(lightconv.explain shows what), and lightconv inspect predicts times for a GPU that is not here"
@@ -102,13 +116,13 @@ def tune_layer(
     """Find the fastest choices for a layer's passes, keep them in a file, and compare them with the rules'."""
     with cudnn_at_its_best(), backend.use_backend("auto"):
         for name, run in PASSES.items():
-            contest = Contest(layer, device, run, rounds, clock)
-            with tuned.locked(file):
+            with tuned.locked(file):  # all of it: who shares the GPU would measure what happens here
+                contest = Contest(layer, device, run, rounds, clock)
                 known = tuned.read(file)
                 answers = contest.decide(known)
                 if answers != known:
                     tuned.write(file, answers)
-            times = contest.times({"rule": choices.NONE, "tuned": answers})
+                times = contest.times({"rule": choices.NONE, "tuned": answers})
             changes = tuple(_in_words(asked) for asked in contest.asked(answers) if asked.answer != asked.options[0])
             yield Result(layer.name, layer.sizes, name, times.get("rule", math.nan), times["tuned"], changes)
 
@@ -124,20 +138,15 @@ class Contest:
         clock: milliseconds of a step.
     """
 
-    def __init__(
-        self, layer: Layer, device: torch.device, run: Callable[..., list[Tensor]], rounds: int, clock: Clock
-    ) -> None:
+    def __init__(self, layer: Layer, device: torch.device, run: Run, rounds: int, clock: Clock) -> None:
         self.rounds, self.clock = rounds, clock
         module = copy.deepcopy(layer.module).to_empty(device=device)
         images = torch.empty_like(layer.images, device=device, requires_grad=layer.images.requires_grad)
-        exact = images.detach().double().requires_grad_(images.requires_grad)
         with torch.no_grad(), backend.use_backend("reference"):
             for tensor in (images, *module.parameters()):
                 tensor.copy_(integers(tensor))
-            exact.copy_(images)
             cotangent = integers(module(images))
-        with backend.use_backend("reference"):
-            self._expected = run(copy.deepcopy(module).double(), exact, cotangent.double())
+        self._expected = by_torch_in_float64(run, module, images, cotangent)
         self._step = partial(run, module, images, cotangent)
 
     def decide(self, answers: choices.Answers) -> choices.Answers:
@@ -152,7 +161,8 @@ class Contest:
         if not times and isinstance(question.answer, bool):
             raise RuntimeError("neither torch nor lightconv runs this layer here")
         first, best = next(iter(times), 0), min(times, key=times.__getitem__, default=0)
-        return self.decide(contenders[best if times and times[best] < (1 - _MARGIN) * times[first] else first])
+        gains = bool(times) and times[best] < (1 - _MARGIN) * times[first]
+        return self.decide(contenders[best if gains else first])
 
     def asked(self, answers: choices.Answers) -> list[choices.Asked]:
         """What the step asks, given these answers."""

@@ -18,7 +18,7 @@ from lightconv.analysis.comparison import changes
 from lightconv.analysis.gpus import GPUS, UNSUPPORTED
 from lightconv.analysis.machine_code import marked
 from lightconv.cli import tables
-from lightconv.cli.settings import batch_format, several
+from lightconv.cli.settings import DTYPES, check_choice, check_whole, formatted, several
 from lightconv.errors import InputError
 from lightconv.operators.backend import TRITON
 from lightconv.visualize import Point, roofline
@@ -64,7 +64,8 @@ def inspect(config: DictConfig) -> None:
     """
     if not TRITON:
         raise InputError("inspect compiles kernels, and Triton is not installed: pip install triton (Linux)")
-    batch_format(config)
+    check_choice(config, "dtype", DTYPES)
+    check_whole(config, "batch_size")
     if config.published:
         _show_published()
         return
@@ -99,23 +100,22 @@ def _subjects(config: DictConfig) -> list[Subject]:
 
 
 def _inspected(subject: Subject, config: DictConfig) -> "inspection.Inspection":
-    formatted = batch_format(config)
     if subject.network == "layer":
-        found = layers.found(*_one_layer(config, *formatted))
+        found = layers.found(*_one_layer(config))
     else:
-        found = layers.layers_of(subject.network, *formatted)
+        found = layers.layers_of(subject.network, config.batch_size, **formatted(config))
     with tables.console.status(f"compiling {subject.title}"):
         return inspection.inspect(found, subject.architecture, GPUS[subject.gpu] if subject.gpu else None)
 
 
-def _one_layer(config: DictConfig, batch_size: int, dtype: torch.dtype, memory_format: torch.memory_format) -> Any:
+def _one_layer(config: DictConfig) -> Any:
     options: dict[str, Any] = OmegaConf.to_container(config.layer)  # type: ignore[assignment]
     channels, filters, size = (options.pop(name) for name in ("channels", "filters", "image_size"))
     try:
         with torch.device("meta"):
             module = torch.nn.Sequential(nn.ConvBlock(channels, filters, **options))
-            images = torch.empty(batch_size, channels, size, size)
-        given = layers.formatted(module, images, dtype, memory_format)
+            images = torch.empty(config.batch_size, channels, size, size)
+        given = layers.formatted(module, images, **formatted(config))
         module(given[1])
     except (RuntimeError, ValueError, TypeError) as error:
         raise InputError(f"layer={dict(config.layer)}: {error}") from error

@@ -24,16 +24,15 @@ def check_whole(config: DictConfig, name: str, least: int = 1) -> None:
         raise InputError(f"{name}={value}: give a whole number, at least {least}")
 
 
-def batch_format(config: DictConfig) -> tuple[int, torch.dtype, torch.memory_format]:
-    """The batch_size, dtype and channels_last of a configuration.
+def formatted(config: DictConfig) -> dict[str, Any]:
+    """The dtype and the memory format that a configuration asks for, by the names that ``Tensor.to`` has for them.
 
     Raises:
-        InputError: for an unknown dtype, or a batch without images.
+        InputError: for an unknown dtype.
     """
     check_choice(config, "dtype", DTYPES)
-    check_whole(config, "batch_size")
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-    return config.batch_size, getattr(torch, config.dtype), memory_format
+    return {"dtype": getattr(torch, config.dtype), "memory_format": memory_format}
 
 
 def several(value: Any) -> list[Any]:

@@ -6,15 +6,11 @@ import torch
 from omegaconf import DictConfig
 from rich.progress import track
 
+from lightconv.analysis import tuning
 from lightconv.analysis.layers import layers_of
 from lightconv.cli import tables
-from lightconv.cli.settings import batch_format, check_whole, several
-from lightconv.errors import InputError
+from lightconv.cli.settings import check_whole, formatted, several
 from lightconv.operators import tuned
-from lightconv.operators.backend import TRITON
-
-if TRITON:
-    from lightconv.analysis import tuning
 
 _NOTE = """\
 rule, tuned: by lightconv's rules and tables, and as found to be the fastest; torch is measured with
@@ -28,16 +24,15 @@ def tune(config: DictConfig) -> None:
     Raises:
         InputError: for unknown settings, or without a GPU for kernels.
     """
-    if not TRITON:
-        raise InputError("tune measures kernels, and Triton is not installed: pip install triton (Linux)")
-    formatted = batch_format(config)
+    wanted = formatted(config)
+    check_whole(config, "batch_size")
     check_whole(config, "rounds")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     gpu = tuning.gpu_of(device)
     file = tuned.path(gpu)
     results: list[tuning.Result] = []
     for network in several(config.layers):
-        layers = tuning.distinct(layers_of(network, *formatted))
+        layers = tuning.distinct(layers_of(network, config.batch_size, **wanted))
         for layer in track(layers, f"measuring {network}", console=tables.console):
             results += tuning.tune_layer(layer, device, file, config.rounds)
     title = f"{gpu}, {config.batch_size} images, {config.dtype}"
@@ -48,7 +43,7 @@ def tune(config: DictConfig) -> None:
     print(f"kept in {file}")
 
 
-def _row(result: "tuning.Result") -> dict[str, Any]:
+def _row(result: tuning.Result) -> dict[str, Any]:
     return {
         "layer": f"{result.layer}\n{result.sizes}",
         "pass": result.step,

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 
 from lightconv.kernels import choices
@@ -55,6 +54,8 @@ def write(file: Path, answers: Answers) -> None:
 @contextmanager
 def locked(file: Path) -> Iterator[None]:
     """Keep other processes that tune the same kind of GPU, such as the ranks of a DDP job, out of a ``with`` block."""
+    from filelock import FileLock, Timeout  # noqa: PLC0415  who only reads answers need not load it
+
     file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(file.with_suffix(".lock"))
     try:

@@ -18,6 +18,21 @@ def lightconv(tmp_path, monkeypatch):
     return run
 
 
+@pytest.fixture
+def told(capsys):
+    """Make a mistake on the command line and return what is said of it."""
+
+    def mistake(lightconv, *arguments: str) -> str:
+        with pytest.raises(SystemExit, match="2"):
+            lightconv(*arguments)
+        message = capsys.readouterr().err
+        assert "error: " in message
+        assert "Traceback" not in message
+        return message
+
+    return mistake
+
+
 def runs(directory: Path = Path()) -> list[Path]:
     """The runs below a directory, oldest first."""
     return sorted({p.parent for p in directory.glob("runs/**/config.yaml")}, key=lambda p: p.stat().st_mtime)

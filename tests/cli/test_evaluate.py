@@ -42,11 +42,8 @@ def test_evaluates_the_validation_part_and_the_last_weights(trained):
         (["run=runs/mine", "checkpoint=runs/mine/metrics.csv"], ["no checkpoint"]),
     ],
 )
-def test_mistakes_are_told(trained, capsys, arguments, words):
-    with pytest.raises(SystemExit, match="2"):
-        trained("evaluate", *arguments)
-    message = capsys.readouterr().err
-    assert "error: " in message
+def test_mistakes_are_told(trained, told, arguments, words):
+    message = told(trained, "evaluate", *arguments)
     for word in words:
         assert word in message
     assert not Path("runs/other").exists()

@@ -31,11 +31,8 @@ def wide_terminal(monkeypatch):
     ],
     ids=lambda value: " ".join(value) if "=" in value[0] else "",
 )
-def test_mistakes_are_told(lightconv, capsys, arguments, words):
-    with pytest.raises(SystemExit, match="2"):
-        lightconv("inspect", *arguments)
-    message = capsys.readouterr().err
-    assert "error: " in message
+def test_mistakes_are_told(lightconv, told, arguments, words):
+    message = told(lightconv, "inspect", *arguments)
     for word in words:
         assert word in message
     assert list(Path().iterdir()) == []

@@ -72,9 +72,14 @@ try:
     with lc.use_backend("triton"): pass
 except ValueError as error:
     print(error)
+try:
+    lc.tune(lc.models.LeNet(), torch.ones(1, 1, 28, 28))
+except ValueError as error:
+    print(error)
 """
     result = python(code)
     assert "pip install triton" in result.stdout, result.stderr
+    assert "none can be measured here: Triton is not installed" in result.stdout
 
 
 def test_the_operators_load_without_lightning():

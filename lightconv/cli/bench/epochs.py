@@ -19,8 +19,9 @@ from torchvision.transforms import Compose, Normalize, ToTensor
 
 from lightconv.callbacks import GracefulStop, RandomState
 from lightconv.cli.application import instantiate
-from lightconv.cli.bench.layers import TorchBlock, formatted
+from lightconv.cli.bench.layers import TorchBlock
 from lightconv.cli.bench.report import clock
+from lightconv.cli.settings import formatted
 from lightconv.cli.train import build_task
 from lightconv.data import ImageData
 from lightconv.data.base import Split

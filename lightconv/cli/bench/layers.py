@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import Module
 
 from lightconv import nn
-from lightconv.analysis.steps import PASSES, forward_and_backward, integers, medians
+from lightconv.analysis.steps import PASSES, by_torch_in_float64, forward_and_backward, integers, medians
+from lightconv.cli.settings import formatted
 from lightconv.operators.backend import use_backend
 
 
@@ -83,12 +84,6 @@ class Contender(NamedTuple):
     module: Any  # a Module, or what torch.compile makes of one
 
 
-def formatted(config: DictConfig) -> dict[str, Any]:
-    """What brings a batch or a module into the dtype and memory format asked for, as arguments of its ``to``."""
-    memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-    return {"dtype": getattr(torch, config.dtype), "memory_format": memory_format}
-
-
 def sides(layer: Layer, config: DictConfig, device: str) -> tuple[Module, Module, Tensor]:
     """The layer of lightconv.nn and of torch.nn, and images for it."""
     ours, theirs = (layer.build(library).to(device, **formatted(config)) for library in (nn, Torch))
@@ -104,11 +99,9 @@ def check(layer: Layer, config: DictConfig, device: str, backend: str = "triton"
             other.copy_(mine.copy_(integers(mine)))
         images.copy_(integers(images))
         cotangent = integers(theirs(images))
-    exact = images.detach().double().requires_grad_(images.requires_grad)
     with use_backend(backend):
         actual = forward_and_backward(ours, images, cotangent)
-    with use_backend("reference"):
-        expected = forward_and_backward(theirs.double(), exact, cotangent.double())
+    expected = by_torch_in_float64(forward_and_backward, theirs, images, cotangent)
     for a, e in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, e.to(a.dtype), rtol=0, atol=0, msg=lambda text: f"{layer.name}: {text}")
 

@@ -7,8 +7,9 @@ from torch.nn import Module
 from lightconv import nn
 from lightconv.analysis import Traffic, compare
 from lightconv.cli.application import instantiate
-from lightconv.cli.bench.layers import TorchBlock, formatted
+from lightconv.cli.bench.layers import TorchBlock
 from lightconv.cli.bench.report import Report, memory_format
+from lightconv.cli.settings import formatted
 from lightconv.errors import InputError
 
 

@@ -22,11 +22,8 @@ import pytest
     ],
     ids=lambda value: " ".join(value) if "=" in value[0] else "",
 )
-def test_mistakes_are_told(lightconv, capsys, arguments, words):
-    with pytest.raises(SystemExit, match="2"):
-        lightconv("bench", *arguments)
-    message = capsys.readouterr().err
-    assert "error: " in message
+def test_mistakes_are_told(lightconv, told, arguments, words):
+    message = told(lightconv, "bench", *arguments)
     for word in words:
         assert word in message
     assert list(Path().iterdir()) == []
