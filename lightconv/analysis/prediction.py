@@ -120,7 +120,7 @@ def _max_pooling(call: Launch) -> Work:
     a = call.arguments
     tensors = [a["x"]] if "x" in a else [a["g"], a["where"]]
     loaded = a["BLOCK"] * sum(t.element_size() for t in tensors)
-    return Work(a["R"] * a["S"], 0, loaded, "ieee")
+    return Work(1 if a.get("SIDE_BY_SIDE") else a["R"] * a["S"], 0, loaded, "ieee")
 
 
 def _ordered_sum(call: Launch) -> Work:

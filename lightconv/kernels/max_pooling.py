@@ -2,8 +2,8 @@
 
     forward    walks the window of each pooled element, and names the winner: by its index in the plane (int64), as
                torch does, or by its position in the window, r * S + s, which fits a byte
-    backward   walks the windows that cover each input element and adds the gradients of those that name it. No
-               atomics: the same bits every time
+    backward   walks the windows that cover each input element and adds the gradients of those that name it; where
+               windows lie side by side that is one, found by division. No atomics: the same bits every time
 
 The comparisons spell out torch's rule, which tl.max does not follow: the first of equal values wins, NaN beats every
 number, the last NaN beats the others, and a window of -inf still names its first element.
@@ -97,28 +97,42 @@ def _window_at(start, stride, windows, mask):
 
 
 @triton.jit
+def _taken(g, where, g_offset, where_offset, seen, name):
+    """What an element of this name takes from a window: its gradient if it won, else nothing."""
+    winner = tl.load(where + where_offset, mask=seen, other=0)
+    # not masked by who wins: neither waits for the other load nor falls apart into single elements
+    gradient = tl.load(g + g_offset, mask=seen, other=0.0).to(tl.float32)
+    return tl.where(winner == name, gradient, 0.0)
+
+
+@triton.jit
 def _backward_kernel(
     g, where, dx,
     elements, image, pooled, g_strides, where_strides, stride, padding, dilation,
-    R: tl.constexpr, S: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDICES: tl.constexpr,
+    R: tl.constexpr, S: tl.constexpr, SIDE_BY_SIDE: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDICES: tl.constexpr,
     RUN: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     element, place, element_in = _elements(elements, RUN, INDEX, BLOCK)
     n, c, h, w = _coordinates(element, element_in, image, CHANNELS_LAST)
-    g_plane = n * g_strides[0] + c * g_strides[1]
-    where_plane = n * where_strides[0] + c * where_strides[1]
-    total = tl.zeros((BLOCK,), tl.float32)
-    # the windows that see this element at their position (r, s), where the stride left one
-    for r in range(R):
-        oh, row_seen = _window_at(h + padding[0] - r * dilation[0], stride[0], pooled[1], element_in)
-        g_row, where_row = g_plane + oh * g_strides[2], where_plane + oh * where_strides[2]
-        for s in range(S):
-            ow, seen = _window_at(w + padding[1] - s * dilation[1], stride[1], pooled[2], row_seen)
-            winner = tl.load(where + where_row + ow * where_strides[3], mask=seen, other=0)
-            # not masked by who wins: neither waits for the other load nor falls apart into single elements
-            gradient = tl.load(g + g_row + ow * g_strides[3], mask=seen, other=0.0).to(tl.float32)
-            wins = seen & (winner == (h * image[2] + w if INDICES else r * S + s))
-            total += tl.where(wins, gradient, 0.0)
+    g += n * g_strides[0] + c * g_strides[1]
+    where += n * where_strides[0] + c * where_strides[1]
+    if SIDE_BY_SIDE:
+        oh, ow = h // R, w // S
+        seen = element_in & (oh < pooled[1]) & (ow < pooled[2])
+        oh, ow = tl.where(seen, oh, 0), tl.where(seen, ow, 0)
+        g_offset, where_offset = oh * g_strides[2] + ow * g_strides[3], oh * where_strides[2] + ow * where_strides[3]
+        total = _taken(g, where, g_offset, where_offset, seen, h * image[2] + w if INDICES else h % R * S + w % S)
+    else:
+        total = tl.zeros((BLOCK,), tl.float32)
+        # the windows that see this element at their position (r, s), where the stride left one
+        for r in range(R):
+            oh, row_seen = _window_at(h + padding[0] - r * dilation[0], stride[0], pooled[1], element_in)
+            g_row, where_row = oh * g_strides[2], oh * where_strides[2]
+            for s in range(S):
+                ow, seen = _window_at(w + padding[1] - s * dilation[1], stride[1], pooled[2], row_seen)
+                g_offset, where_offset = g_row + ow * g_strides[3], where_row + ow * where_strides[3]
+                name = h * image[2] + w if INDICES else r * S + s
+                total += _taken(g, where, g_offset, where_offset, seen, name)
     tl.store(dx + place, total.to(dx.dtype.element_ty), mask=element_in)
 
 
@@ -167,12 +181,13 @@ def backward(
 ) -> None:
     """Write the gradient with respect to max-pooling's input into outputs[0], dense in the stated memory format."""
     (grad_input,) = outputs
+    side_by_side = tuple(stride) == tuple(kernel_size) and not any(padding) and max(dilation) == 1
     with on_device(grad_output):
         _backward_kernel[(triton.cdiv(grad_input.numel(), _BLOCK),)](
             grad_output, where, grad_input,
             grad_input.numel(), _sizes(grad_input), _sizes(grad_output), grad_output.stride(), where.stride(),
             stride, padding, dilation,
-            *kernel_size, channels_last, _are_indices(where),
+            *kernel_size, side_by_side, channels_last, _are_indices(where),
             _run(grad_input), index_type(grad_output, where, grad_input), _BLOCK,
             num_warps=_warps(grad_input, channels_last),
         )  # fmt: skip

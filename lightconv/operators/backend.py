@@ -47,7 +47,7 @@ class Call(NamedTuple):
     terms: int = 0  # that a convolution sums for an element of its map
     depthwise: bool = False
     channels_last: bool = False
-    pooled: bool = False
+    pooled: bool = False  # of a gradient: whether it is the pooled map's
     indices: bool = False  # whether max-pooling is to return them
 
 
@@ -59,6 +59,7 @@ class Rule(NamedTuple):
     reason: str
 
 
+GRADIENTS = {"conv2d_input_gradient", "conv2d_weight_gradient"}
 # For each the documented reason to win or to lose; none has been measured with these kernels yet.
 RULES = (
     Rule(
@@ -79,7 +80,12 @@ RULES = (
         "depthwise in channels_last: cuDNN took 1.069 ms where a Triton kernel took 0.181 (pytorch#175280)",
     ),
     Rule(
-        lambda call: call.operator == "conv2d",
+        lambda call: call.operator in GRADIENTS and call.pooled,
+        True,
+        "fused: the gradient of the map before pooling is never written",
+    ),
+    Rule(
+        lambda call: call.operator in {"conv2d", *GRADIENTS},
         False,
         "no Triton convolution is known to beat cuDNN here",
     ),

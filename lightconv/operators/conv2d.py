@@ -5,7 +5,9 @@
     conv2d_weight_gradient(g, code, x)    aten::convolution_backward(g, x, w, ...)[1:], needing only the shape of w
 
 The three are linear in each of their tensors and each one's gradients are the other two, so derivatives of any order
-stay within them. With a code, `g` is the gradient of a pooled map: see `lightconv.operators.codes`.
+stay within them. With a code, `g` is the gradient of a pooled map: see `lightconv.operators.codes`. Both gradients can
+expand it as they read, once for every tap and block of channels or filters; that is less than writing the expanded map
+where there are few channels, and more where there are many.
 """
 
 import math
@@ -31,6 +33,8 @@ from lightconv.operators.library import LIBRARY
 
 if backend.TRITON:
     from lightconv.kernels import depthwise, implicit_gemm, weight_gradient
+
+_EXPANDED_FROM = 16  # channels of a group: the map's gradient is written, for the gradients to read it as any other
 
 _WINDOW = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups"
 _CODED = f"{_WINDOW}, SymInt[2] pool, bool channels_last"
@@ -134,7 +138,7 @@ def _conv2d_input_gradient(
     channels_last: bool,
 ) -> Tensor:
     window = Window.of(stride, padding, dilation)
-    if backend.refusal(grad_output, weight) is not None:
+    if not _by_kernel("conv2d_input_gradient", grad_output, weight, code, weight.shape, window, groups):
         input = empty_image(grad_output, input_shape, channels_last)
         needed = (True, False, False)
         gradients = _gradients_by_torch(grad_output, code, pool, input, weight, window, groups, needed)
@@ -165,7 +169,7 @@ def _conv2d_weight_gradient(
 ) -> tuple[Tensor, Tensor]:
     window = Window.of(stride, padding, dilation)
     grad_bias = input.new_empty(weight_shape[0] if bias else 0)
-    if backend.refusal(grad_output, input) is not None:
+    if not _by_kernel("conv2d_weight_gradient", grad_output, input, code, weight_shape, window, groups):
         weight = empty_image(input, weight_shape, channels_last)
         needed = (False, True, bias)
         gradients = _gradients_by_torch(grad_output, code, pool, input, weight, window, groups, needed)
@@ -180,6 +184,26 @@ def _conv2d_weight_gradient(
     else:
         weight_gradient.weight_gradient(outputs, grad_output, code, input, *window, groups, (pool[0], pool[1]))
     return outputs
+
+
+def _by_kernel(
+    operator: str,
+    grad_output: Tensor,
+    other: Tensor,
+    code: Tensor | None,
+    weight_shape: Sequence[int],
+    window: Window,
+    groups: int,
+) -> bool:
+    """Whether a kernel serves a gradient; "auto" takes cuDNN's after a fused forward pass, if it can read the map."""
+    if backend.refusal(grad_output, other) is not None:
+        return False
+    if grad_output.device.type == "cpu":  # interpreted, also where the backend was asked for around the forward pass
+        return True
+    depthwise, last = groups > 1 and weight_shape[1] == 1, is_channels_last(grad_output, other)
+    terms = math.prod(weight_shape[1:])
+    call = backend.Call(operator, grad_output.numel(), terms, depthwise, last, pooled=code is not None)
+    return backend.choice(call, (grad_output, other), *window, groups, code is not None).kernel
 
 
 def _gradients_by_torch(
@@ -261,6 +285,8 @@ def gradients(
         *pairs, groups = ctx.options
         needed = (needs_input, needs_weight, needs_bias)
         return _gradients_by_torch(grad_output, code, pool, input, weight, Window.of(*pairs), groups, needed)
+    if code is not None and ctx.weight_shape[1] >= _EXPANDED_FROM and (needs_input or needs_weight):
+        grad_output, code, pool = _expanded(ctx, grad_output, code, pool), None, (1, 1)
     options = (*ctx.options, pool, ctx.channels_last)
     grad_input = grad_weight = grad_bias = None
     if needs_input:
@@ -273,6 +299,15 @@ def gradients(
         alive = grad_output if code is None else torch.where(code == codes.KILLED, 0, grad_output)
         grad_bias = alive.sum((0, 2, 3))
     return grad_input, grad_weight, grad_bias if needs_bias else None
+
+
+def _expanded(ctx: Any, grad_output: Tensor, code: Tensor, pool: Pair) -> Tensor:
+    """The gradient of the map before pooling: windows that ReLU killed name no pixel."""
+    size = output_sizes(ctx.input_shape[2:], ctx.weight_shape[2:], Window.of(*ctx.options[:3]))
+    shape = (*grad_output.shape[:2], *size)
+    return torch.ops.lightconv.max_pool2d_backward(
+        grad_output, code, shape, pool, pool, (0, 0), (1, 1), False, ctx.channels_last
+    )
 
 
 def _input_gradient_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -2,10 +2,11 @@
 
     conv_block(x, w, b)    max_pool2d(activation(conv2d(x, w, b)), pool), and a byte an element (see `codes`)
 
-A non-decreasing activation commutes with the maximum, so it is applied to the pooled map. Neither the map before
-pooling nor its gradient is ever written: backward is conv2d's two gradients, which expand the bytes as they read, after
-the activation's derivative, taken from the result, has been multiplied into the pooled gradient. (Where rounding makes
-two activations of one window equal, the gradient goes to the larger input instead of the first.)
+A non-decreasing activation commutes with the maximum, so it is applied to the pooled map: the map before pooling is
+never written. Backward is conv2d's two gradients, after the activation's derivative, taken from the result, has been
+multiplied into the pooled gradient; where there are few channels, the map's gradient is not written either, they expand
+the bytes as they read. (Where rounding makes two activations of one window equal, the gradient goes to the larger input
+instead of the first.)
 """
 
 import math

@@ -5,7 +5,7 @@ max_pool2d(x, ..., return_indices)    (values, where): ties give the first, NaN 
 max_pool2d_backward(g, where, ...)    g added where it came from: x itself is not needed, only its shape
 
 `where` is an int64 index into the plane if `return_indices`, as in torch; else the position in the window, r * S + s,
-one byte in place of eight kept for backward. Its dtype says which.
+one byte in place of eight kept for backward. Its dtype says which. A byte beyond the window names no pixel.
 """
 
 from collections.abc import Sequence
@@ -129,7 +129,7 @@ def _indices(where: Tensor, input_shape: Sequence[int], kernel_size: Pair, windo
     top, left = _corners(where, window)
     h = top + position // kernel_size[1] * window.dilation[0]
     w = left + position % kernel_size[1] * window.dilation[1]
-    inside = (h >= 0) & (h < height) & (w >= 0) & (w < width)
+    inside = (h >= 0) & (h < height) & (w >= 0) & (w < width) & (position < kernel_size[0] * kernel_size[1])
     return torch.where(inside, h * width + w, 0), inside
 
 

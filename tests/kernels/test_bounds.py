@@ -255,6 +255,7 @@ def convolve(x_shape: tuple[int, ...], w_shape: tuple[int, ...], stride: int, pa
 
 # windows that meet the padding on every side, of images with pixels where one more window would start
 POOL = partial(pool, (2, 3, 5, 7), kernel=4, stride=2, padding=2)
+POOL_SIDE_BY_SIDE = partial(pool, (2, 3, 5, 7), kernel=2, stride=2, padding=0)  # the last row and column belong to no window
 POOL_TO_FEW = partial(pool, (1, 1, 4, 6), kernel=2, stride=2, padding=0)
 FEW_CHANNELS = partial(convolve, (2, 3, 5, 7), (3, 3, 4, 4), stride=2, padding=2)
 MANY_CHANNELS = partial(convolve, (2, 17, 5, 7), (3, 17, 4, 4), stride=2, padding=2)
@@ -310,6 +311,10 @@ MUTATIONS = [
     Mutation("ordered_sum", "tl.where(is_bias, element - weights, 0)", "element - weights", SPLIT),
     Mutation("max_pooling", "window < windows", "window <= windows", POOL),
     Mutation("max_pooling", "tl.where(mask, window, 0)", "window", POOL),
+    Mutation("max_pooling", "(oh < pooled[1])", "(oh <= pooled[1])", POOL_SIDE_BY_SIDE),
+    Mutation("max_pooling", "(ow < pooled[2])", "(ow <= pooled[2])", POOL_SIDE_BY_SIDE),
+    Mutation("max_pooling", "tl.where(seen, oh, 0)", "oh", POOL_SIDE_BY_SIDE),
+    Mutation("max_pooling", "tl.where(seen, ow, 0)", "ow", POOL_SIDE_BY_SIDE),
 ]
 
 

@@ -96,7 +96,7 @@ def test_sparse_and_mixed_tensors_are_not_for_kernels(kernels):
 def test_every_rule_applies_to_some_call_and_every_call_has_a_rule():
     calls = [
         backend.Call(operator, elements, terms, depthwise, last, pooled, indices)
-        for operator in ("conv2d", "conv_block", "max_pool2d")
+        for operator in ("conv2d", "conv_block", "max_pool2d", *backend.GRADIENTS)
         for elements in (1, 2**20)
         for terms in (25, 4608)
         for depthwise in (False, True)

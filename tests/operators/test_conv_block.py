@@ -6,6 +6,7 @@ from support import assert_same, assert_same_gradients, leaves
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lightconv as lc
+from lightconv.analysis.compilation import recorded
 from lightconv.functional import ACTIVATIONS
 from lightconv.kernels import launch
 from lightconv.operators import codes
@@ -85,6 +86,37 @@ def test_one_operator_computes_the_block(kernels):
     with Called() as called:
         lc.functional.conv_block(x, w, b, pool=2).sum().backward()
     assert called.names == ["conv_block", "conv2d_input_gradient", "conv2d_weight_gradient"]
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+@pytest.mark.parametrize("pool", [1, 2, (3, 2)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # by the kernels, by torch
+def test_of_many_channels_the_gradient_is_expanded_once(device, kernels, dtype, activation, pool):
+    torch.manual_seed(0)
+    x, w, b = (integers(*s, device=device, dtype=dtype) for s in [(2, 16, 9, 8), (8, 16, 3, 3), (8,)])
+    window, pair = [(1, 1), (1, 1), (1, 1), 1], pool if isinstance(pool, tuple) else (pool, pool)
+    ours, _ = torch.ops.lightconv.conv_block(x, w, b, *window, activation, pair)
+    with Called() as called:
+        gradients = torch.autograd.grad(ours, [x, w, b], torch.ones_like(ours))
+    written = [] if (activation, pool) == ("tanh", 1) else ["max_pool2d_backward"]
+    assert called.names == [*written, "conv2d_input_gradient", "conv2d_weight_gradient"]
+    pooled = F.max_pool2d(F.conv2d(x, w, b, padding=1), pool)
+    expected = torch.autograd.grad(ACTIVATIONS[activation](pooled), [x, w, b], torch.ones_like(ours))
+    for gradient, torchs in zip(gradients, expected, strict=True):
+        assert_same(gradient, torchs, exactly=activation == "relu")
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize(("channels", "fused"), [(6, True), (16, False)])
+def test_auto_leaves_the_gradients_that_read_a_written_map_to_cudnn(channels, fused):
+    weight_shape, window = [8, channels, 3, 3], [(1, 1), (1, 1), (1, 1), 1]
+    images = torch.empty(2, channels, 8, 8, device="meta")
+    g, code = (torch.empty(2, 8, 4, 4, dtype=dtype, device="meta") for dtype in (torch.float32, torch.uint8))
+    given = (g, code, *window, (2, 2)) if fused else (torch.empty(2, 8, 8, 8, device="meta"), None, *window, (1, 1))
+    weight_gradient = torch.ops.lightconv.conv2d_weight_gradient.default
+    with recorded("sm_90") as launches:
+        weight_gradient._op_dk(torch._C.DispatchKey.CUDA, *given[:2], images, weight_shape, *given[2:], False, True)
+    assert bool(launches) == fused
 
 
 @pytest.mark.parametrize(
@@ -188,9 +220,11 @@ def test_second_derivatives(activation, pool):
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
-def test_second_derivatives_by_the_kernels(device, activation):
+@pytest.mark.parametrize("channels", [2, 16])
+def test_second_derivatives_by_the_kernels(device, activation, channels):
     torch.manual_seed(0)
-    tensors = [torch.randint(-2, 3, s, device=device).float() / 4 for s in [(2, 2, 6, 5), (4, 2, 3, 2), (4,)]]
+    sizes = [(2, channels, 6, 5), (4, channels, 3, 2), (4,)]
+    tensors = [torch.randint(-2, 3, s, device=device).float() / 4 for s in sizes]
     results = []
     for block in (lc.functional.conv_block, parts):
         inputs = [t.clone().requires_grad_() for t in tensors]

@@ -8,6 +8,7 @@ from support import assert_same, assert_same_gradients, error_of, opinfo, ours_a
 from torch import func
 
 import lightconv as lc
+from lightconv.operators import codes
 from lightconv.operators import max_pool2d as operator
 from lightconv.operators.geometry import Window
 
@@ -267,3 +268,14 @@ def test_vmap_keeps_channels_last(kernels):
     x = torch.randn(2, 3, 6, 6, 4).permute(0, 1, 4, 2, 3)
     pooled = func.vmap(lambda x: torch.ops.lightconv.max_pool2d(x, (2, 2), (2, 2), (0, 0), (1, 1), False, False)[0])(x)
     assert_same(pooled[0], F.max_pool2d(x[0], 2))
+
+
+@pytest.mark.parametrize("kernel_size", [(1, 1), (2, 3)])
+def test_a_byte_beyond_the_window_names_no_pixel(device, kernels, kernel_size):
+    torch.manual_seed(0)
+    g, code = torch.randn(2, 3, 4, 5, device=device), torch.randint(0, 6, (2, 3, 4, 5), device=device).byte()
+    code[..., ::2] = 255
+    size = [4 * kernel_size[0] + kernel_size[0] - 1, 5 * kernel_size[1]]  # the last rows are left over
+    window = (kernel_size, kernel_size, (0, 0), (1, 1), False)
+    maps = torch.ops.lightconv.max_pool2d_backward(g, code, (2, 3, *size), *window, False)
+    assert torch.equal(maps, codes.expanded(g, code, kernel_size, size))
