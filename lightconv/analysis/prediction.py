@@ -31,6 +31,7 @@ from lightconv.analysis.gpus import GPU, MULTIPROCESSOR, blocks_at_once
 from lightconv.analysis.layers import Layer
 from lightconv.analysis.machine_code import bits_loaded, multiply_adds
 from lightconv.analysis.traffic import Operator, distinct_bytes, passes
+from lightconv.kernels import weight_gradient
 from lightconv.kernels.launch import dot_precision
 from lightconv.kernels.tiles import arithmetic
 from lightconv.operators.backend import use_backend
@@ -69,12 +70,14 @@ class Work(NamedTuple):
         multiply_adds: of a step; 0 where it only compares or adds.
         loaded: bytes of a step.
         kind: how numbers are multiplied: "half", "tf32" or "ieee".
+        skipped: products that stand in a step's code beside the multiply_adds, and that most blocks skip.
     """
 
     steps: float
     multiply_adds: float
     loaded: float
     kind: str
+    skipped: float = 0
 
 
 def work(call: Launch) -> Work:
@@ -103,7 +106,9 @@ def _weight_gradient(call: Launch) -> Work:
     filters, columns, depth = a["FILTERS"], a["COLUMNS"], a["DEPTH"]
     steps = a["units"] * math.ceil(a["size"][1] / a["PATCH_W"])
     loaded = (filters + columns) * depth * a["x"].element_size() + (filters * depth if a["EXPANDED"] else 0)
-    return Work(steps, filters * columns * depth, loaded, _kind(call, "x"))
+    kind = _kind(call, "x")
+    bias = filters * weight_gradient.ONES.value * depth if a["BIAS"] and kind == "half" else 0
+    return Work(steps, filters * columns * depth, loaded, kind, bias)
 
 
 def _depthwise(call: Launch) -> Work:
@@ -168,7 +173,7 @@ def _repeats(kernel: Compiled, block: Work) -> float:
     if not products and block.multiply_adds:
         products = lanes * sum(i.opcode.startswith(("FFMA", "FADD")) for i in loop)
     if products:
-        return block.steps * block.multiply_adds / products
+        return block.steps * (block.multiply_adds + block.skipped) / products
     loaded = lanes * sum(map(bits_loaded, loop)) / 8
     return block.steps * block.loaded / loaded if loaded else 1.0
 

@@ -22,28 +22,40 @@ from lightconv.kernels import choices, ordered_sum
 from lightconv.kernels.launch import Outputs, Pair, architecture, in_float32_when_interpreted, index_type, on_device
 from lightconv.kernels.tiles import ARCHITECTURES, MULTIPROCESSORS, Tile, Tiles, choose, nearest
 
-# a block's pixels, channels and, for the weight gradient, taps of a kernel row
+# a block's pixels, channels and, for the weight gradient, taps
 TILES: Mapping[str, Tiles] = dict.fromkeys(
     ARCHITECTURES, (Tile(128, 32, 1, 4, 1), Tile(64, 32, 1, 4, 1), Tile(32, 16, 1, 2, 1))
 )
-WEIGHT_TILES: Mapping[str, Tiles] = dict.fromkeys(
-    ARCHITECTURES, (Tile(64, 32, 4, 8, 1), Tile(32, 32, 4, 4, 1), Tile(32, 16, 4, 2, 1))
-)
+WEIGHT_TILES: Mapping[str, Tiles] = dict.fromkeys(ARCHITECTURES, (Tile(32, 32, 9, 4, 1), Tile(32, 16, 9, 2, 1)))
 _WIDTH = 8  # columns of a rectangle of pixels
-_BLOCKS = 4  # of the weight gradient for every multiprocessor
+_BLOCKS = 3  # of the weight gradient for every multiprocessor
 _STEPS = 8  # rectangles that a part of the weight gradient's sum is worth starting for
 
 
 @triton.jit
 def _rectangle(unit, height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INDEX: tl.constexpr):
     """The unit-th rectangle of pixels: its image, their rows and columns, and which of them are in the image."""
-    across, down = tl.cdiv(width, COLUMNS), tl.cdiv(height, ROWS)
-    n = (unit // across // down).to(INDEX)
+    n, top, left = _corner(unit, height, width, ROWS, COLUMNS)
     pixel = tl.arange(0, ROWS * COLUMNS)
-    row = (unit // across % down).to(INDEX) * ROWS + pixel // COLUMNS
-    column = (unit % across).to(INDEX) * COLUMNS + pixel % COLUMNS
+    row, column = top.to(INDEX) + pixel // COLUMNS, left.to(INDEX) + pixel % COLUMNS
     inside = (row < height) & (column < width)
-    return n, tl.where(inside, row, 0), tl.where(inside, column, 0), inside
+    return n.to(INDEX), tl.where(inside, row, 0), tl.where(inside, column, 0), inside
+
+
+@triton.jit
+def _corner(unit, height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The image of the unit-th rectangle and its upper left pixel."""
+    across, down = tl.cdiv(width, COLUMNS), tl.cdiv(height, ROWS)
+    return unit // across // down, unit // across % down * ROWS, unit % across * COLUMNS
+
+
+@triton.jit
+def _next_corner(n, top, left, height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Of the rectangle that follows, without the divisions."""
+    left += COLUMNS
+    top = tl.where(left < width, top, top + ROWS)
+    n = tl.where(top < height, n, n + 1)
+    return n, tl.where(top < height, top, 0), tl.where(left < width, left, 0)
 
 
 @triton.jit
@@ -142,40 +154,48 @@ def _weight_gradient_kernel(
     R: tl.constexpr, S: tl.constexpr, MULTIPLIER: tl.constexpr, BIAS: tl.constexpr, INDEX: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, TAPS: tl.constexpr, FILTERS: tl.constexpr, RUN: tl.constexpr,
 ):  # fmt: skip
-    filter_blocks, tap_blocks = tl.cdiv(filters, FILTERS), tl.cdiv(S + BIAS, TAPS)
+    filter_blocks, tap_blocks = tl.cdiv(filters, FILTERS), tl.cdiv(R * S, TAPS)
     k, k_in = _channels(tl.program_id(0) % filter_blocks, filters, FILTERS, RUN, INDEX)
     part = tl.program_id(0) // filter_blocks
-    s = part % tap_blocks * TAPS + tl.arange(0, TAPS)
-    r = part // tap_blocks % R
-    split = (part // tap_blocks // R).to(INDEX)
-    # the bias is one more tap of the first row: one that sees 1 everywhere
-    is_bias = s == tl.where(r == 0, S, -1)
-    sees = tl.where(is_bias, 1.0, 0.0).to(x.dtype.element_ty)[:, None]
+    first, split = part % tap_blocks * TAPS, (part // tap_blocks).to(INDEX)
     g_channel, x_channel = k * g_strides[1], k // MULTIPLIER * x_strides[1]
 
-    total = tl.zeros((ROWS * COLUMNS, TAPS, FILTERS), tl.float32)
+    pixel = tl.arange(0, ROWS * COLUMNS)
     start = split * rectangles_a_split
-    for unit in range(start, tl.minimum(start + rectangles_a_split, rectangles)):
-        n, oh, ow, pixel_in = _rectangle(unit, out_height, out_width, ROWS, COLUMNS, INDEX)
-        h = oh * stride[0] - padding[0] + r * dilation[0]
-        row_in = pixel_in & (h >= 0) & (h < height)
-        v = (ow * stride[1] - padding[1])[:, None] + s * dilation[1]
-        seen = row_in[:, None] & (s < S) & (v >= 0) & (v < width)
-        x_row = n * x_strides[0] + tl.where(row_in, h, 0) * x_strides[2]
-        x_pixel = tl.multiple_of(x_row[:, None] + tl.where(seen, v, 0) * x_strides[3], (RUN, RUN))
+    end = tl.minimum(start + rectangles_a_split, rectangles)
+    n, top, left = _corner(start, out_height, out_width, ROWS, COLUMNS)
+    none = tl.zeros((ROWS * COLUMNS, FILTERS), tl.float32)
+    # a thread has all taps of its pixels: what it loads of g serves each of them
+    totals, bias = (), none
+    for _ in tl.static_range(TAPS):
+        totals += (none,)
+    for _ in range(start, end):
+        oh, ow = top + pixel // COLUMNS, left + pixel % COLUMNS
+        pixel_in = (oh < out_height) & (ow < out_width)
+        oh, ow = tl.where(pixel_in, oh, 0).to(INDEX), tl.where(pixel_in, ow, 0).to(INDEX)
         g_pixel = tl.multiple_of(n * g_strides[0] + oh * g_strides[2] + ow * g_strides[3], RUN)
-        # both of one shape: a thread has the two that it multiplies, none goes through shared memory
-        g_offset, x_offset = tl.broadcast(g_pixel[:, None, None] + g_channel, x_pixel[:, :, None] + x_channel)
-        g_tile = tl.load(g + g_offset, mask=pixel_in[:, None, None] & k_in, other=0.0)
-        x_tile = tl.load(x + x_offset, mask=seen[:, :, None] & k_in, other=sees)
-        total += g_tile.to(tl.float32) * x_tile.to(tl.float32)
-    taps = tl.sum(total, 0)
-    w_tap = r * w_strides[2] + tl.where(s < S, s, 0) * w_strides[3]
-    w_offset = split * split_stride + w_tap[:, None] + k * w_strides[0]
-    tl.store(dw + w_offset, taps.to(dw.dtype.element_ty), mask=(s < S)[:, None] & k_in)
-    if BIAS:
-        b_offset = split * split_stride + tl.zeros_like(s)[:, None] + k
-        tl.store(db + b_offset, taps.to(db.dtype.element_ty), mask=is_bias[:, None] & k_in)
+        g_tile = tl.load(g + g_pixel[:, None] + g_channel, mask=pixel_in[:, None] & k_in, other=0.0).to(tl.float32)
+        sums = ()
+        for t in tl.static_range(TAPS):
+            h = oh * stride[0] - padding[0] + (first + t) // S * dilation[0]
+            v = ow * stride[1] - padding[1] + (first + t) % S * dilation[1]
+            seen = pixel_in & (h >= 0) & (h < height) & (v >= 0) & (v < width)
+            x_pixel = n * x_strides[0] + tl.where(seen, h, 0) * x_strides[2] + tl.where(seen, v, 0) * x_strides[3]
+            x_offset = tl.multiple_of(x_pixel, RUN)[:, None] + x_channel
+            x_tile = tl.load(x + x_offset, mask=seen[:, None] & k_in, other=0.0)
+            sums += (totals[t] + g_tile * x_tile.to(tl.float32),)
+        totals = sums
+        if BIAS:
+            bias += g_tile
+        n, top, left = _next_corner(n, top, left, out_height, out_width, ROWS, COLUMNS)
+    part_offset = split * split_stride
+    for t in tl.static_range(TAPS):
+        if first + t < R * S:
+            w_tap = (first + t) // S * w_strides[2] + (first + t) % S * w_strides[3]
+            total = tl.sum(totals[t], 0)
+            tl.store(dw + part_offset + w_tap + k * w_strides[0], total.to(dw.dtype.element_ty), mask=k_in)
+    if BIAS and first == 0:
+        tl.store(db + part_offset + k, tl.sum(bias, 0).to(db.dtype.element_ty), mask=k_in)
 
 
 def tile_of(input: Tensor, weight_shape: Sequence[int], size: Pair, stride: Pair, architecture: str) -> Tile:
@@ -298,9 +318,9 @@ def weight_gradient(
         tile = _decided(rule, WEIGHT_TILES[target], input, "weight gradient", tuple(grad_weight.shape), stride)
     index = index_type(grad_output, input, grad_weight)
     rows, columns, block = _fitted(tile, out_height, out_width, filters, index)
-    taps = min(tile.depth, triton.next_power_of_2(s + wants_bias))
+    taps = triton.cdiv(r * s, triton.cdiv(r * s, tile.depth))
     rectangles = images * triton.cdiv(out_height, rows) * triton.cdiv(out_width, columns)
-    blocks = r * triton.cdiv(s + wants_bias, taps) * triton.cdiv(filters, block)
+    blocks = triton.cdiv(r * s, taps) * triton.cdiv(filters, block)
     splits = _splits(blocks, rectangles, target)
     parts = ordered_sum.parts_of(splits, grad_weight, grad_bias)
     with on_device(input):

@@ -39,12 +39,9 @@ _TILES = {
     "tf32": (Tile(64, 64, 32, 8, 2), Tile(64, 32, 32, 4, 2)),
     "ieee": (Tile(64, 32, 16, 8, 2),),
 }
-_TILES_WGMMA = (
-    _TILES
-    | {  # twice the depth: a step's addresses, which no warp group shares, serve twice the products
-        "half": (Tile(128, 128, 64, 8, 2), *_TILES["half"][1:]),
-    }
-)
+_TILES_WGMMA = _TILES | {  # twice the depth: a step's addresses, which no warp group shares, serve twice the products
+    "half": (Tile(128, 128, 64, 8, 2), Tile(64, 64, 64, 4, 3), Tile(64, 32, 64, 4, 3)),
+}
 TILES: Table = {
     a: {kind: (_TILES_WGMMA if a in {"sm_90", "sm_100"} else _TILES)[kind] for kind in kinds}
     for a, kinds in implicit_gemm.TILES.items()
@@ -57,6 +54,14 @@ _FLATTENED_TILES = {
 }
 _FLATTENED_MFMA = {"half": (Tile(64, 32, 16, 8, 1),), "ieee": _FLATTENED_TILES["ieee"]}
 FLATTENED_TILES: Table = dict.fromkeys(ARCHITECTURES, _FLATTENED_TILES) | {"gfx942": _FLATTENED_MFMA}
+
+ONES = tl.constexpr(16)  # columns by which the bias is summed, the fewest that a product takes
+
+
+@triton.jit
+def _first(one, other):
+    """Of equal numbers, any."""
+    return one
 
 
 @triton.jit
@@ -82,14 +87,16 @@ def _kernel(
         tap = column_block // channel_blocks
         c, c_in = columns_of(column_block % channel_blocks * COLUMNS, channels, COLUMNS, EVEN_CHANNELS, INDEX)
         r, s = tap // S, tap % S
-    g_filter = ((group * filters + k) * g_strides[1])[None, :]
+    g_filter = ((group * filters + k) * g_strides[1])[:, None]
     x_channel = ((group * channels + c) * x_strides[1])[None, :]
 
     PATCH_H: tl.constexpr = DEPTH // PATCH_W
     down = tl.cdiv(size[0], PATCH_H)
     pixel = tl.arange(0, DEPTH)
     accumulator = tl.zeros((FILTERS, COLUMNS), tl.float32)
-    bias = tl.zeros((DEPTH, FILTERS), tl.float32)
+    # the bias sees 1 everywhere: a few more columns of the product, unless TF32 would round what they sum
+    HALF: tl.constexpr = g.dtype.element_ty != tl.float32
+    bias = tl.zeros((FILTERS, ONES if HALF else DEPTH), tl.float32)
     first = split * units
     for unit in range(first, tl.minimum(first + units, images * down)):
         n = tl.full((), 0, INDEX) + unit // down
@@ -106,16 +113,20 @@ def _kernel(
             v = (j * stride[1] - padding[1])[:, None] + s * dilation[1]
             x_in = h_in & pixel_in[:, None] & (v >= 0) & (v < x_size[1])
             x_tile = tl.load(x + x_row + tl.where(x_in, v, 0) * x_strides[3], mask=x_in, other=0.0)
-            g_in = pixel_in[:, None] & k_in[None, :]
+            # filters down, as the product takes them: a tile transposed later would wait for its own load
+            g_in = k_in[:, None] & pixel_in[None, :]
             g_pixel = n * g_strides[0] + i // POOL_H * g_strides[2] + j // POOL_W * g_strides[3]
-            g_tile = tl.load(g + g_pixel[:, None] + g_filter, mask=g_in, other=0.0)
+            g_tile = tl.load(g + g_filter + g_pixel[None, :], mask=g_in, other=0.0)
             if EXPANDED:
                 byte = n * code_strides[0] + i // POOL_H * code_strides[2] + j // POOL_W * code_strides[3]
-                byte = byte[:, None] + ((group * filters + k) * code_strides[1])[None, :]
-                g_tile = expanded(g_tile, code + byte, g_in, i % POOL_H * POOL_W + j % POOL_W)
-            accumulator = tl.dot(tl.trans(g_tile), x_tile, accumulator, input_precision=PRECISION)
+                byte = ((group * filters + k) * code_strides[1])[:, None] + byte[None, :]
+                g_tile = expanded(g_tile, code + byte, g_in, (i % POOL_H * POOL_W + j % POOL_W)[None, :])
+            accumulator = tl.dot(g_tile, x_tile, accumulator, input_precision=PRECISION)
             if BIAS and column_block == 0:
-                bias += g_tile.to(tl.float32)
+                if HALF:
+                    bias = tl.dot(g_tile, tl.full((DEPTH, ONES), 1, g_tile.dtype), bias)
+                else:
+                    bias += g_tile
 
     dw += split.to(tl.int64) * split_stride
     tap_offset = r * dw_strides[2] + s * dw_strides[3]
@@ -123,7 +134,8 @@ def _kernel(
     tl.store(dw + dw_offset, accumulator.to(dw.dtype.element_ty), mask=k_in[:, None] & c_in[None, :])
     if BIAS and column_block == 0:
         db += split.to(tl.int64) * split_stride
-        tl.store(db + group * filters + k, tl.sum(bias, 0).to(db.dtype.element_ty), mask=k_in)
+        total = tl.reduce(bias, 1, _first) if HALF else tl.sum(bias, 1)
+        tl.store(db + group * filters + k, total.to(db.dtype.element_ty), mask=k_in)
 
 
 class Plan(NamedTuple):

@@ -255,7 +255,8 @@ def convolve(x_shape: tuple[int, ...], w_shape: tuple[int, ...], stride: int, pa
 
 # windows that meet the padding on every side, of images with pixels where one more window would start
 POOL = partial(pool, (2, 3, 5, 7), kernel=4, stride=2, padding=2)
-POOL_SIDE_BY_SIDE = partial(pool, (2, 3, 5, 7), kernel=2, stride=2, padding=0)  # the last row and column belong to no window
+# no window takes the last row and column
+POOL_SIDE_BY_SIDE = partial(pool, (2, 3, 3, 7), kernel=2, stride=2, padding=0)
 POOL_TO_FEW = partial(pool, (1, 1, 4, 6), kernel=2, stride=2, padding=0)
 FEW_CHANNELS = partial(convolve, (2, 3, 5, 7), (3, 3, 4, 4), stride=2, padding=2)
 MANY_CHANNELS = partial(convolve, (2, 17, 5, 7), (3, 17, 4, 4), stride=2, padding=2)

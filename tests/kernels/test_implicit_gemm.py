@@ -192,8 +192,8 @@ def forward(tile, dtype, channels=128, filters=128, pool=(2, 2), stride=(1, 1), 
     return implicit_gemm.forward, (outputs, x, w, b, stride, (1, 1), (1, 1), 1, activation, pool), tile
 
 
-def gradient(tile, dtype, expanded, stride=(1, 1), far=False):
-    x, w = meta(8, 128, 56, 56, dtype=dtype), meta(128, 128, 3, 3, dtype=dtype)
+def gradient(tile, dtype, channels=128, expanded=False, stride=(1, 1), far=False):
+    x, w = meta(8, channels, 56, 56, dtype=dtype), meta(128, channels, 3, 3, dtype=dtype)
     size = 28 if expanded else 56 // stride[0]
     g = meta(8, 128, size, size, dtype=dtype, far=far)
     code = g.to(torch.uint8) if expanded else None
@@ -228,14 +228,14 @@ CALLS = {
         lambda t, d: forward(t, d, 6, 16, channels_last=False), GEMM.FLATTENED_TILES, False,
     ),
     "flattened, far": (lambda t, d: forward(t, d, 3, 60, far=True), GEMM.CAREFUL_TILES, False),
-    "gradient": (lambda t, d: gradient(t, d, False), GEMM.TILES, False),
-    "gradient, strided": (lambda t, d: gradient(t, d, False, (2, 2)), GEMM.TILES, False),
-    "gradient, expanded": (lambda t, d: gradient(t, d, True), GEMM.TILES, True),
-    "gradient, far": (lambda t, d: gradient(t, d, True, far=True), GEMM.CAREFUL_TILES, False),
-    "weights": (weights, WEIGHTS.TILES, False),
-    "weights, expanded": (lambda t, d: weights(t, d, expanded=True), WEIGHTS.TILES, True),
-    "weights, uneven": (lambda t, d: weights(t, d, 72, expanded=True), GEMM.CAREFUL_TILES, False),
-    "weights, far": (lambda t, d: weights(t, d, 72, True, far=True), GEMM.CAREFUL_TILES, False),
+    "gradient": (gradient, GEMM.TILES, True),
+    "gradient, strided": (lambda t, d: gradient(t, d, stride=(2, 2)), GEMM.TILES, False),
+    "gradient, far": (lambda t, d: gradient(t, d, far=True), GEMM.CAREFUL_TILES, False),
+    "gradient, expanded": (lambda t, d: gradient(t, d, 6, True), GEMM.CAREFUL_TILES, True),
+    "gradient, expanded, far": (lambda t, d: gradient(t, d, 6, True, far=True), GEMM.CAREFUL_TILES, False),
+    "weights": (weights, WEIGHTS.TILES, True),
+    "weights, uneven": (lambda t, d: weights(t, d, 72), GEMM.CAREFUL_TILES, False),
+    "weights, far": (lambda t, d: weights(t, d, 72, far=True), GEMM.CAREFUL_TILES, False),
     "weights, flattened": (lambda t, d: weights(t, d, 6, True), WEIGHTS.FLATTENED_TILES, True),
     "weights, flattened, far": (lambda t, d: weights(t, d, 3, True, far=True), GEMM.CAREFUL_TILES, False),
 }  # fmt: skip
