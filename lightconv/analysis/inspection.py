@@ -157,7 +157,7 @@ def tile_of(launch: Launch) -> str:
     """What a block computes: rows x columns x depth of a product, pixels x channels, or elements."""
     sizes = launch.arguments
     names = [n for n in ("PARTS", "ROWS", "FILTERS", "TAPS", "COLUMNS", "CHANNELS", "DEPTH", "BLOCK") if n in sizes]
-    loader = f" {sizes['LOADER']}" if "LOADER" in sizes else " flattened" if sizes.get("FLATTENED") else ""
+    loader = f" {sizes['LOADER']}" if "LOADER" in sizes else " flattened" if sizes.get("FEW") else ""
     return "x".join(str(sizes[name]) for name in names) + loader
 
 

@@ -64,9 +64,9 @@ _FLATTENED = {
     "tf32": (Tile(128, 64, 32, 8, 1), Tile(64, 32, 32, 4, 1), Tile(64, 16, 32, 4, 1)),
     "ieee": (Tile(64, 32, 16, 8, 1), Tile(64, 16, 16, 4, 1)),
 }
-_FLATTENED_MFMA = {"half": (Tile(64, 32, 16, 8, 1), Tile(64, 16, 32, 4, 1)), "ieee": _FLATTENED["ieee"]}
+_FLATTENED_MFMA = {"half": (Tile(64, 32, 16, 8, 1), Tile(64, 16, 16, 4, 1)), "ieee": _FLATTENED["ieee"]}
 FLATTENED_TILES: Table = dict.fromkeys(ARCHITECTURES, _FLATTENED) | {"gfx942": _FLATTENED_MFMA}
-# where addresses are heavy: 64-bit offsets, channels that do not lie side by side, steps or columns that are not filled;
+# where addresses are heavy: 64-bit offsets, channels that do not lie side by side, steps or columns not filled;
 # the smallest has many short steps, whose loads are under way together
 _CAREFUL = {
     "half": (Tile(64, 64, 16, 8, 2), Tile(64, 32, 16, 8, 2), Tile(64, 16, 16, 4, 4)),
@@ -222,20 +222,22 @@ def _described_product(
 
 @triton.jit
 def _flattened_product(
-    x, x_strides, x_size, w, w_strides, n, i, j, row_in, first_channel, channels, k, k_in, stride, padding, dilation,
-    R: tl.constexpr, S: tl.constexpr, INDEX: tl.constexpr, PRECISION: tl.constexpr, DEPTH: tl.constexpr,
+    x, x_strides, x_size, w, w_strides, n, i, j, row_in, first_channel, k, k_in, stride, padding, dilation,
+    R: tl.constexpr, S: tl.constexpr, CHANNELS: tl.constexpr, INDEX: tl.constexpr, PRECISION: tl.constexpr,
+    DEPTH: tl.constexpr,
 ):  # fmt: skip
     """Taps and channels in one short loop, each row's columns gathered from as many places."""
     accumulator = tl.zeros((row_in.shape[0], k.shape[0]), tl.float32)
-    for t0 in tl.range(0, R * S * channels, DEPTH, num_stages=1):
-        t, t_in = columns_of(t0, R * S * channels, DEPTH, False, INDEX)
-        c, r, s = t % channels, t // channels // S, t // channels % S
-        h = (i * stride[0] - padding[0])[:, None] + (r * dilation[0])[None, :]
-        v = (j * stride[1] - padding[1])[:, None] + (s * dilation[1])[None, :]
+    top, left = (i * stride[0] - padding[0])[:, None], (j * stride[1] - padding[1])[:, None]
+    corner = (n * x_strides[0])[:, None] + top * x_strides[2] + left * x_strides[3]
+    for t0 in tl.range(0, R * S * CHANNELS, DEPTH, num_stages=1):
+        t, t_in = columns_of(t0, R * S * CHANNELS, DEPTH, False, INDEX)
+        c, r, s = t % CHANNELS, t // CHANNELS // S, t // CHANNELS % S
+        down, right = r * dilation[0], s * dilation[1]
+        h, v = top + down[None, :], left + right[None, :]
         inside = row_in[:, None] & t_in[None, :] & (h >= 0) & (h < x_size[0]) & (v >= 0) & (v < x_size[1])
-        h, v = tl.where(inside, h, 0), tl.where(inside, v, 0)
-        x_offset = (n * x_strides[0])[:, None] + h * x_strides[2] + v * x_strides[3]
-        x_tile = tl.load(x + x_offset + ((first_channel + c) * x_strides[1])[None, :], mask=inside, other=0.0)
+        ahead = down * x_strides[2] + right * x_strides[3] + (first_channel + c) * x_strides[1]
+        x_tile = tl.load(x + tl.where(inside, corner + ahead[None, :], 0), mask=inside, other=0.0)
         w_tap = c * w_strides[1] + r * w_strides[2] + s * w_strides[3]
         w_offset = w_tap[:, None] + (k * w_strides[0])[None, :]
         w_tile = tl.load(w + w_offset, mask=t_in[:, None] & k_in[None, :], other=0.0)
@@ -295,7 +297,8 @@ def _kernel(
     x, x_strides, x_size, code, code_strides, w, w_strides, w_group, b, b_stride,
     y, y_strides, y_size, y_code, y_code_strides, x_descriptor, w_descriptor,
     images, size, channels, filters, stride, padding, dilation, tap_step, blocks, phases,
-    R: tl.constexpr, S: tl.constexpr, LOADER: tl.constexpr, GRADIENT: tl.constexpr, EXPANDED: tl.constexpr,
+    R: tl.constexpr, S: tl.constexpr, FEW: tl.constexpr, LOADER: tl.constexpr, GRADIENT: tl.constexpr,
+    EXPANDED: tl.constexpr,
     POOL_H: tl.constexpr, POOL_W: tl.constexpr, POSITIONS: tl.constexpr,
     BIAS: tl.constexpr, ACTIVATION: tl.constexpr, CODED: tl.constexpr, BFLOAT16: tl.constexpr,
     EVEN_CHANNELS: tl.constexpr, EVEN_FILTERS: tl.constexpr, INDEX: tl.constexpr, PRECISION: tl.constexpr,
@@ -327,8 +330,8 @@ def _kernel(
         w += group.to(INDEX) * w_group
         if LOADER == "flattened":
             value = _flattened_product(
-                x, x_strides, x_size, w, w_strides, rn, ri, rj, row_in, first_channel, channels, k, k_in,
-                stride, padding, dilation, R, S, INDEX, PRECISION, DEPTH,
+                x, x_strides, x_size, w, w_strides, rn, ri, rj, row_in, first_channel, k, k_in,
+                stride, padding, dilation, R, S, FEW, INDEX, PRECISION, DEPTH,
             )  # fmt: skip
         else:
             value = _gathered_product(
@@ -549,13 +552,19 @@ def _launch(
             *(_descriptors(source, weight, chosen, product) if described else (None, None)),
             product.images, product.size, product.channels, product.filters, stride, padding, dilation, tap_step,
             blocks, product.phases,
-            *product.taps, chosen.loader, product.gradient, expanded,
+            *product.taps, few_channels(product.channels, chosen.loader == "flattened"), chosen.loader,
+            product.gradient, expanded,
             *(pool if expanded else product.pool), product.positions,
             bias is not None, activation, output_code is not None, bfloat16,
             product.channels % tile.depth == 0, product.filters % tile.columns == 0,
             index, precision,
             *patch, tile.rows, tile.columns, tile.depth, **tile.options(target),
         )  # fmt: skip
+
+
+def few_channels(channels: int, flattened: bool) -> int:
+    """The channels that the compiler is to know, as it divides by them; 0 where it need not."""
+    return channels if flattened else 0
 
 
 def _both(function: Callable[[int, int], int], first: Pair, second: Pair) -> Pair:

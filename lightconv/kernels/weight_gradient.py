@@ -21,7 +21,14 @@ import triton.language as tl
 from torch import Tensor
 
 from lightconv.kernels import choices, implicit_gemm, ordered_sum
-from lightconv.kernels.implicit_gemm import CAREFUL_TILES, FLATTENED_BELOW, columns_of, expanded, strides_of
+from lightconv.kernels.implicit_gemm import (
+    CAREFUL_TILES,
+    FLATTENED_BELOW,
+    columns_of,
+    expanded,
+    few_channels,
+    strides_of,
+)
 from lightconv.kernels.launch import (
     Outputs,
     Pair,
@@ -69,7 +76,7 @@ def _kernel(
     g, g_strides, code, code_strides, x, x_strides, x_size, dw, dw_strides, dw_group, db, split_stride,
     images, size, channels, filters, stride, padding, dilation, blocks, units,
     R: tl.constexpr, S: tl.constexpr, POOL_H: tl.constexpr, POOL_W: tl.constexpr, EXPANDED: tl.constexpr,
-    FLATTENED: tl.constexpr, BIAS: tl.constexpr, EVEN_FILTERS: tl.constexpr, EVEN_CHANNELS: tl.constexpr,
+    FEW: tl.constexpr, BIAS: tl.constexpr, EVEN_FILTERS: tl.constexpr, EVEN_CHANNELS: tl.constexpr,
     INDEX: tl.constexpr, PRECISION: tl.constexpr,
     PATCH_W: tl.constexpr, FILTERS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
@@ -79,9 +86,9 @@ def _kernel(
     group = (tl.program_id(0) // blocks[0] // blocks[1] % blocks[2]).to(INDEX)
     split = tl.program_id(0) // blocks[0] // blocks[1] // blocks[2]
     k, k_in = columns_of(filter_block * FILTERS, filters, FILTERS, EVEN_FILTERS, INDEX)
-    if FLATTENED:
-        t, c_in = columns_of(column_block * COLUMNS, R * S * channels, COLUMNS, False, INDEX)
-        c, r, s = t % channels, (t // channels // S)[None, :], (t // channels % S)[None, :]
+    if FEW:
+        t, c_in = columns_of(column_block * COLUMNS, R * S * FEW, COLUMNS, False, INDEX)
+        c, r, s = t % FEW, (t // FEW // S)[None, :], (t // FEW % S)[None, :]
     else:
         channel_blocks = tl.cdiv(channels, COLUMNS)
         tap = column_block // channel_blocks
@@ -270,7 +277,8 @@ def weight_gradient(
             parts.weight, grad_weight.stride(), grad_weight.stride(0) * filters, parts.bias, parts.stride,
             input.shape[0], size, channels, filters, stride, padding, dilation, chosen.blocks, chosen.units,
             *grad_weight.shape[2:], *expansion, code is not None,
-            chosen.flattened, grad_bias.numel() > 0, filters % tile.rows == 0, channels % tile.columns == 0,
+            few_channels(channels, chosen.flattened), grad_bias.numel() > 0,
+            filters % tile.rows == 0, channels % tile.columns == 0,
             index, precision,
             chosen.patch_w, tile.rows, tile.columns, tile.depth, **tile.options(target),
         )  # fmt: skip

@@ -29,9 +29,10 @@ DRAGGED = {
     "plain, contiguous": (26, 16, 118, 82, 36),
     "fused, few": (26, 16, 118, 82, 32),
     "fused, far": (26, 16, 102, 60, 39),
-    "fused, flattened": (31, 16, 258, 124, 76),
-    "fused, flattened, contiguous": (43, 22, 348, 168, 76),
-    "flattened, far": (160, 81, 684, 337, 370),
+    "fused, flattened": (35, 19, 290, 141, 58),
+    "fused, flattened, one step": (35, 19, 290, 141, 58),
+    "fused, flattened, contiguous": (42, 22, 346, 167, 59),
+    "flattened, far": (88, 45, 438, 217, 67),
     "gradient": (2.7, 3.8, 32, 33, 11),
     "gradient, strided": (3.1, 3.8, 32, 39, 11),
     "gradient, far": (15, 9.1, 106, 60, 22),
@@ -80,11 +81,13 @@ def assert_sound(kernel: Compiled, name: str, architecture: str, kind: str, larg
 
 def _assert_lean(kernel: Compiled, name: str, architecture: str, kind: str, largest: bool) -> None:
     loop, counted = kernel.loop, count(kernel.loop)
+    if "flattened" in name and not loop:  # a few steps, written out
+        return
     assert counted["matrix"], "no matrix instruction in the main loop"
     if name in {"fused", "weights"} and architecture == "sm_80":
         assert min(load_bits(loop)) >= 64, f"loads of single elements: {load_bits(loop)} bits"
     of_64_bits = "far" in name and architecture.startswith("gfx")  # whose products take the same instruction
-    if "flattened" not in name and not of_64_bits:  # where each column's tap is found by dividing
+    if not of_64_bits:
         assert counted["division"] == 0, f"{counted['division']} steps of an integer division in the main loop"
     dragged = (len(loop) - counted["matrix"]) / counted["matrix"]
     limit = DRAGGED[name][_COLUMN.get(architecture, _WARPS)[kind]]
