@@ -4,6 +4,7 @@ import importlib
 from typing import Any
 
 from lightconv import functional, nn
+from lightconv.nn.swap import restore, swap
 from lightconv.operators.backend import use_backend
 
 __version__ = "0.1.0"
@@ -15,6 +16,8 @@ __all__ = [
     "functional",
     "models",
     "nn",
+    "restore",
+    "swap",
     "tasks",
     "tune",
     "use_backend",

@@ -1,0 +1,124 @@
+"""Networks as others write them compute the same bits with their layers swapped, and get them back."""
+
+import copy
+import itertools
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import lightconv as lc
+from lightconv.errors import InputError
+
+# the smallest of each family
+TORCHVISION = """
+alexnet convnext_tiny densenet121 efficientnet_b0 googlenet inception_v3 mnasnet0_5 mobilenet_v2 mobilenet_v3_small
+regnet_x_400mf resnet18 resnext50_32x4d shufflenet_v2_x0_5 squeezenet1_1 vgg11
+"""
+TIMM = """
+convnext_atto convnextv2_atto cs3darknet_focus_s cspnext_tiny densenet121 dla46_c dpn48b edgenext_xx_small
+efficientnet_lite0 fasternet_t0 fastvit_t8 gernet_s ghostnet_050 hardcorenas_a hgnetv2_b0 hrnet_w18_small
+inception_next_atto lcnet_035 legacy_seresnet18 mambaout_femto mixnet_s mobilenetv2_035 mobilenetv3_small_050
+mobilenetv4_conv_small regnety_002 repghostnet_050 repvgg_a0 repvit_m0_9 resnest14d resnet10t resnetv2_18 rexnet_100
+selecsls42b skresnet18 starnet_s050 tinynet_e tresnet_m ese_vovnet19b_slim
+"""
+# networks some of whose layers compute in their own way, and the classes of these
+PARTLY = {
+    "tf_efficientnet_lite0": {"Conv2dSame"},
+    "nf_regnet_b0": {"ScaledStdConv2d"},
+    "resnetv2_50x1_bit": {"StdConv2d"},
+}
+
+
+def built(name):
+    """A network with random weights, and two images of the size that it was made for."""
+    library, name = name.split("/")
+    torch.manual_seed(0)
+    if library == "timm":
+        model = timm.create_model(name)
+        side = model.default_cfg["input_size"][1]
+    else:
+        options = {"init_weights": False} if name in {"googlenet", "inception_v3"} else {}
+        model = torchvision.models.get_model(name, weights=None, **options)
+        side = 299 if name == "inception_v3" else 224
+    return model, torch.randn(2, 3, side, side)
+
+
+def step(model, images):
+    """The outputs, in training, and the gradients of all parameters."""
+    torch.manual_seed(1)  # dropout, stochastic depth
+    model.zero_grad(set_to_none=True)
+    outputs = model(images)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    sum(output.square().sum() for output in outputs).backward()
+    return [output.detach() for output in outputs], [parameter.grad for parameter in model.parameters()]
+
+
+class Operators(TorchDispatchMode):
+    """Counts calls of lightconv's operators."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.count += operator.namespace == "lightconv"
+        return operator(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [f"torchvision/{name}" for name in TORCHVISION.split()] + [f"timm/{name}" for name in (*TIMM.split(), *PARTLY)],
+)
+def test_a_network_computes_the_same_bits_swapped_and_restored(name):
+    model, images = built(name)
+    classes, keys = [type(module) for module in model.modules()], list(model.state_dict())
+    layers = {n for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.MaxPool2d)}
+    expected = step(model, images)
+    report = lc.swap(model)
+    assert layers == {*report.swapped, *report.left}
+    assert {reason.split()[0] for reason in report.left.values()} == PARTLY.get(name.split("/")[1], set())
+    torch.testing.assert_close(step(model, images), expected, rtol=0, atol=0)
+    assert list(model.state_dict()) == keys
+    lc.restore(model)
+    assert [type(module) for module in model.modules()] == classes
+
+
+@pytest.mark.parametrize("name", ["torchvision/resnet18", "timm/mobilenetv3_small_050", "timm/tf_efficientnet_lite0"])
+def test_state_dicts_load_both_ways(name):
+    (swapped, images), (plain, _) = built(name), built(name)
+    for parameter in plain.parameters():
+        nn.init.constant_(parameter, 0.1)
+    lc.swap(swapped)
+    plain.load_state_dict(swapped.state_dict())
+    swapped.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(swapped.eval()(images), plain.eval()(images), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [
+        ("torchvision/squeezenet1_1", 48),
+        ("timm/test_resnet", 32),
+        ("timm/test_convnext", 32),
+        ("timm/test_efficientnet", 32),
+    ],
+)
+def test_a_network_runs_on_the_kernels(name, side, kernels):
+    model, images = built(name)
+    model.eval()  # a BatchNorm of few pixels magnifies rounding
+    images = images[..., :side, :side]
+    exact = step(copy.deepcopy(model).double(), images.double())
+    lc.swap(model)
+    with Operators() as operators:
+        actual = step(model, images)
+    assert operators.count > 30
+    for ours, theirs in zip(itertools.chain(*actual), itertools.chain(*exact), strict=True):
+        assert (ours - theirs).norm() <= 1e-4 * theirs.norm()
+
+
+def test_a_network_without_a_layer_of_torchs_own_says_so():
+    with pytest.raises(InputError, match=r"stem\.conv1: ScaledStdConv2d with a forward of its own"):
+        lc.swap(timm.create_model("eca_nfnet_l0"))
