@@ -9,6 +9,8 @@ from lightconv.operators.backend import use_backend
 
 __version__ = "0.1.0"
 __all__ = [
+    "KernelPrecision",
+    "KernelSwap",
     "analysis",
     "callbacks",
     "data",
@@ -24,15 +26,19 @@ __all__ = [
     "visualize",
 ]
 
-_ON_FIRST_USE = {"analysis", "callbacks", "data", "models", "tasks", "visualize"}
+_ON_FIRST_USE = {
+    "KernelPrecision": "callbacks",
+    "KernelSwap": "callbacks",
+    "explain": "analysis",
+    "tune": "analysis.tuning",
+}
+_MODULES_ON_FIRST_USE = {"analysis", "callbacks", "data", "models", "tasks", "visualize"}
 
 
 def __getattr__(name: str) -> Any:
     """Import the parts that need more than torch on first use: the operators alone load without them."""
-    if name == "explain":
-        return importlib.import_module("lightconv.analysis").explain
-    if name == "tune":
-        return importlib.import_module("lightconv.analysis.tuning").tune
     if name in _ON_FIRST_USE:
+        return getattr(importlib.import_module(f"lightconv.{_ON_FIRST_USE[name]}"), name)
+    if name in _MODULES_ON_FIRST_USE:
         return importlib.import_module(f"lightconv.{name}")
     raise AttributeError(f"module 'lightconv' has no attribute {name!r}; it has {', '.join(__all__)}")

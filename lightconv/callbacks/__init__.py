@@ -1,6 +1,7 @@
-"""Lightning callbacks."""
+"""Lightning callbacks, and a part for precision plugins."""
 
 from lightconv.callbacks.graceful_stop import GracefulStop
+from lightconv.callbacks.kernel_swap import KernelPrecision, KernelSwap
 from lightconv.callbacks.random_state import RandomState
 
-__all__ = ["GracefulStop", "RandomState"]
+__all__ = ["GracefulStop", "KernelPrecision", "KernelSwap", "RandomState"]
