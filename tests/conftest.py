@@ -1,6 +1,10 @@
 """One process interprets Triton kernels or compiles them: `pytest` does the one, `-m gpu`, `-m compile` the other."""
 
 import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -8,7 +12,8 @@ import pytest
 def pytest_configure(config: pytest.Config) -> None:
     if not config.getoption("-m"):
         os.environ["TRITON_INTERPRET"] = "1"  # before lightconv is imported: kernels are decorated once
-    os.environ.pop("LIGHTCONV_BACKEND", None)
+    for variable in ("LIGHTCONV", "LIGHTCONV_BACKEND"):
+        os.environ.pop(variable, None)
     os.environ.setdefault("MPLBACKEND", "agg")
 
     from jaxtyping import install_import_hook
@@ -90,3 +95,14 @@ def kernels():
 
     with lc.use_backend("triton"):
         yield
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the wheel installs."""
+    folder = tmp_path_factory.mktemp("installed")
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(build, cwd=Path(__file__).parents[1], check=True)
+    (wheel,) = folder.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(folder)
+    return folder

@@ -1,9 +1,6 @@
 """What a wheel brings, and the rules of the house that can be checked."""
 
 import ast
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -58,15 +55,9 @@ def test_kernels_import_only_torch_and_triton(path):
             assert all(any(n == a or n.startswith(f"{a}.") for a in allowed) for n in names), names
 
 
-def test_the_wheel_brings_the_configs(tmp_path):
-    pytest.importorskip("hatchling")
-    subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)], cwd=ROOT, check=True
-    )
-    (wheel,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        names = set(archive.namelist())
-    shipped = {f"lightconv/conf/{p.relative_to(ROOT / 'conf')}" for p in (ROOT / "conf").rglob("*.yaml")}
-    assert shipped <= names
-    assert "lightconv/kernels/implicit_gemm.py" in names
-    assert not any(name.startswith("tests") for name in names)
+def test_the_wheel_brings_the_configs_and_what_lightning_asks(installed):
+    shipped = {path.relative_to(ROOT / "conf") for path in (ROOT / "conf").rglob("*.yaml")}
+    assert shipped <= {path.relative_to(installed / "lightconv/conf") for path in installed.rglob("*.yaml")}
+    assert (installed / "lightconv/kernels/implicit_gemm.py").exists()
+    assert (installed / "lightconv_autoload.py").exists()
+    assert not list(installed.glob("tests*"))
