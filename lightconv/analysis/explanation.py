@@ -15,6 +15,7 @@ from lightconv.analysis.traffic import on_meta
 from lightconv.errors import InputError
 from lightconv.kernels import choices
 from lightconv.nn import Conv2d, ConvBlock, MaxPool2d
+from lightconv.nn.swap import refusal as swap_refusal
 from lightconv.operators import backend, conv2d, conv_block, max_pool2d
 from lightconv.operators.geometry import Window, convolution_window, output_sizes, pair, pooling_window
 
@@ -120,7 +121,8 @@ def _calls(model: nn.Module, inputs: Any) -> list[tuple[str, nn.Module, Tensor]]
 def _row(name: str, module: nn.Module, input: Tensor, refusal: str | None, architecture: str) -> Row:
     kind = type(module).__name__
     if refusal is not None or not isinstance(module, Conv2d | MaxPool2d):
-        return Row(name, kind, "torch", "", refusal or "a layer of torch.nn")
+        reason = refusal or swap_refusal(module) or "a layer of torch.nn: lightconv.swap changes it"
+        return Row(name, kind, "torch", "", reason)
     images = input.unsqueeze(0) if input.dim() == 3 else input
     if isinstance(module, MaxPool2d):
         return Row(name, kind, *_max_pool2d(module, images))

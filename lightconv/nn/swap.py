@@ -64,7 +64,7 @@ def swap(
         )
     wanted, unwanted = _fitting(layers, include), _fitting(layers, exclude)
     reasons = {
-        name: "not included" if name not in wanted else "excluded" if name in unwanted else _refusal(layer)
+        name: "not included" if name not in wanted else "excluded" if name in unwanted else refusal(layer)
         for name, layer in layers.items()
     }
     report = SwapReport(
@@ -101,7 +101,7 @@ def _fitting(layers: dict[str, nn.Module], patterns: Pattern | Iterable[Pattern]
     return fitting
 
 
-def _refusal(layer: nn.Module) -> str | None:
+def refusal(layer: nn.Module) -> str | None:
     """Why a layer is to stay as it is; None if it can be swapped."""
     if isinstance(layer, Conv2d | MaxPool2d):
         return "lightconv's already"

@@ -30,9 +30,22 @@ def test_every_layer_has_a_row_with_its_reason():
     ]  # fmt: skip
     assert "cuDNN" in explanation.rows[1].reason
     assert "no kernel for gelu" in explanation.rows[3].reason
-    assert explanation.rows[5].reason == "a layer of torch.nn"
+    assert explanation.rows[5].reason == "a layer of torch.nn: lightconv.swap changes it"
     assert "sm_90" in str(explanation)
     assert explanation.rows[2].tile in str(explanation)
+
+
+def test_a_swapped_model_is_explained_as_lightconvs():
+    class Own(nn.Conv2d):
+        def forward(self, input):
+            return super().forward(input)
+
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 8, 3)), nn.MaxPool2d(2), Own(8, 8, 3))
+    lc.swap(model)
+    with lc.use_backend("triton"):
+        rows = lc.explain(model, torch.empty(2, 4, 16, 16), architecture="sm_90").rows
+    assert [row.served_by for row in rows] == ["implicit GEMM, flattened", "gathering", "torch"]
+    assert rows[2].reason == "Own with a forward of its own"
 
 
 def test_a_kernel_asked_for_serves_wherever_it_can():
