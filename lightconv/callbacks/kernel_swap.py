@@ -15,7 +15,7 @@ class KernelSwap(L.Callback):
     """Run a module's convolutions and max-poolings on lightconv's operators in fit, validate, test and predict.
 
     Layers change in place when a run starts, after ``configure_model`` and under any precision, strategy and
-    compilation, and change back when it ends or fails; checkpoints never tell. Given to Fabric, it acts in
+    compilation, and change back when it ends or fails; checkpoints are as without it. Given to Fabric, it acts in
     ``fabric.setup``, and `lightconv.restore` undoes it.
 
     Args:

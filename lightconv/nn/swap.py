@@ -67,10 +67,8 @@ def swap(
         name: "not included" if name not in wanted else "excluded" if name in unwanted else refusal(layer)
         for name, layer in layers.items()
     }
-    report = SwapReport(
-        {name: layers[name] for name, reason in reasons.items() if reason is None},
-        {name: reason for name, reason in reasons.items() if reason is not None},
-    )
+    left = {name: reason for name, reason in reasons.items() if reason is not None}
+    report = SwapReport({name: layer for name, layer in layers.items() if name not in left}, left)
     if not report.swapped and not any(isinstance(layer, Conv2d | MaxPool2d) for layer in layers.values()):
         raise InputError(f"nothing to swap in {type(model).__name__}: {report}")
     for layer in report.swapped.values():
@@ -143,6 +141,6 @@ def _exchange(layer: nn.Module, old: type[nn.Module], new: type[nn.Module]) -> N
     own = type(layer)
     if own is not old:
         bases = tuple(new if base is old else base for base in own.__bases__)
-        # a parametrized class forbids pickling, by which a layer is copied unless it says how: it inherited the way
+        # parametrize forbids to pickle the class that it makes, and lets it be copied only as it inherits from ours
         new = type(own.__name__, bases, {"__deepcopy__": _Swapped.__deepcopy__, **vars(own)})
     layer.__class__ = new
