@@ -4,6 +4,7 @@ import importlib
 from typing import Any
 
 from lightconv import functional, nn
+from lightconv.nn.fuse import fuse, unfuse
 from lightconv.nn.swap import restore, swap
 from lightconv.operators.backend import use_backend
 
@@ -16,12 +17,14 @@ __all__ = [
     "data",
     "explain",
     "functional",
+    "fuse",
     "models",
     "nn",
     "restore",
     "swap",
     "tasks",
     "tune",
+    "unfuse",
     "use_backend",
     "visualize",
 ]

@@ -15,6 +15,7 @@ from lightconv.analysis.traffic import on_meta
 from lightconv.errors import InputError
 from lightconv.kernels import choices
 from lightconv.nn import Conv2d, ConvBlock, MaxPool2d
+from lightconv.nn.fuse import acts_as
 from lightconv.nn.swap import refusal as swap_refusal
 from lightconv.operators import backend, conv2d, conv_block, max_pool2d
 from lightconv.operators.geometry import Window, convolution_window, output_sizes, pair, pooling_window
@@ -106,7 +107,7 @@ def _calls(model: nn.Module, inputs: Any) -> list[tuple[str, nn.Module, Tensor]]
     def note(name: str) -> Any:
         return lambda module, given, _: calls.append((name, module, given[0]))
 
-    layers = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.MaxPool2d)]
+    layers = [(name, m) for name, m in model.named_modules() if issubclass(acts_as(m), nn.Conv2d | nn.MaxPool2d)]
     hooks = [module.register_forward_hook(note(name)) for name, module in layers]
     state = {name: on_meta(t) for name, t in (*model.named_parameters(), *model.named_buffers())}
     try:
@@ -119,13 +120,14 @@ def _calls(model: nn.Module, inputs: Any) -> list[tuple[str, nn.Module, Tensor]]
 
 
 def _row(name: str, module: nn.Module, input: Tensor, refusal: str | None, architecture: str) -> Row:
-    kind = type(module).__name__
-    if refusal is not None or not isinstance(module, Conv2d | MaxPool2d):
+    kind = acts_as(module).__name__
+    if refusal is not None or not issubclass(acts_as(module), Conv2d | MaxPool2d):
         reason = refusal or swap_refusal(module) or "a layer of torch.nn: lightconv.swap changes it"
         return Row(name, kind, "torch", "", reason)
     images = input.unsqueeze(0) if input.dim() == 3 else input
     if isinstance(module, MaxPool2d):
         return Row(name, kind, *_max_pool2d(module, images))
+    assert isinstance(module, Conv2d)
     return Row(name, kind, *_convolution(module, images, architecture))
 
 
@@ -138,7 +140,7 @@ def _convolution(module: Conv2d, images: Tensor, architecture: str) -> tuple[str
     window, extra = call
     images = nn.functional.pad(images, (0, extra[1], 0, extra[0]))
     composed = ""
-    if isinstance(module, ConvBlock):
+    if isinstance(module, ConvBlock) and acts_as(module) is not Conv2d:
         pool = pair(module.pool)
         if pool is None:
             return "torch", "", "unusual arguments"

@@ -5,7 +5,7 @@ convolution, on its map, and perhaps a non-overlapping max-pooling right after t
 """
 
 import copy
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -16,16 +16,13 @@ from lightconv.analysis.traffic import on_meta
 from lightconv.errors import InputError
 from lightconv.models import LeNet
 from lightconv.nn import Conv2d, ConvBlock, MaxPool2d
+from lightconv.nn.chains import ACTIVATIONS, activation_of, pooling_refusal
+from lightconv.nn.fuse import acts_as
 from lightconv.operators.backend import use_backend
+from lightconv.operators.conv_block import NON_DECREASING
 from lightconv.operators.geometry import is_channels_last, pair
 
-_ACTIVATIONS: dict[type[nn.Module], str] = {
-    nn.ReLU: "relu",
-    nn.LeakyReLU: "leaky_relu",
-    nn.Tanh: "tanh",
-    nn.Sigmoid: "sigmoid",
-}
-_MODULES = {name: module for module, name in _ACTIVATIONS.items()} | {"identity": nn.Identity}
+_MODULES = {name: module for module, name in ACTIVATIONS.items()} | {"identity": nn.Identity}
 
 
 class Layer(NamedTuple):
@@ -112,7 +109,7 @@ def found(model: nn.Module, images: Tensor) -> list[Layer]:
     memory_format = torch.channels_last if is_channels_last(images) else torch.contiguous_format
     layers = []
     for index, call in enumerate(calls):
-        if not isinstance(call.module, nn.Conv2d | nn.MaxPool2d) or _pools_a_block(calls, index):
+        if not issubclass(acts_as(call.module), nn.Conv2d | nn.MaxPool2d) or _pools_a_block(calls, index):
             continue
         ours, unfused = _as_ours(calls[index : index + 3])
         given = on_meta(call.given).contiguous(memory_format=memory_format)
@@ -145,26 +142,17 @@ def _calls(model: nn.Module, images: Tensor) -> list[_Call]:
     return calls
 
 
-def _follows(call: _Call, other: _Call, types: Collection[type[nn.Module]]) -> bool:
-    return type(other.module) in types and other.given is call.result
-
-
-def _pool_of(module: Any) -> tuple[int, int] | None:
-    """The window of a max-pooling whose windows meet and do not overlap."""
-    size, stride = pair(module.kernel_size), pair(module.stride)
-    plain = pair(module.padding) == (0, 0) and pair(module.dilation) == (1, 1)
-    return size if plain and size == stride and not (module.ceil_mode or module.return_indices) else None
-
-
 def _chain(calls: list[_Call]) -> tuple[str | None, tuple[int, int]]:
     """The activation right after a convolution, None if there is none, and the size of the pooling after that."""
     convolution, *rest = calls
-    if type(convolution.module) is not nn.Conv2d or not rest or not _follows(convolution, rest[0], _ACTIVATIONS):
+    if type(convolution.module) is not nn.Conv2d or not rest or rest[0].given is not convolution.result:
         return None, (1, 1)
-    activation = _ACTIVATIONS[type(rest[0].module)]
+    activation = activation_of(rest[0].module)
+    if activation is None or activation not in NON_DECREASING:
+        return None, (1, 1)
     pool = None
-    if len(rest) > 1 and _follows(rest[0], rest[1], (nn.MaxPool2d,)):
-        pool = _pool_of(rest[1].module)
+    if len(rest) > 1 and rest[1].given is rest[0].result and type(pooling := rest[1].module) is nn.MaxPool2d:
+        pool = None if pooling_refusal(pooling) else pair(pooling.kernel_size)
     return activation, pool or (1, 1)
 
 
@@ -174,12 +162,13 @@ def _pools_a_block(calls: list[_Call], index: int) -> bool:
 
 def _as_ours(calls: list[_Call]) -> tuple[nn.Module, nn.Module]:
     """A layer as lightconv's module and as torch's, on the same parameters."""
-    module, (activation, pool) = calls[0].module, _chain(calls)
-    if isinstance(module, ConvBlock):
+    module: Any = calls[0].module
+    activation, pool = _chain(calls)
+    if issubclass(acts_as(module), ConvBlock):
         activation, pool = module.activation, pair(module.pool) or (1, 1)
     if activation is None:
         pools = isinstance(module, nn.MaxPool2d)
-        return _of_class(module, MaxPool2d if pools else Conv2d), _of_class(module, type(module))
+        return _of_class(module, MaxPool2d if pools else Conv2d), _of_class(module, acts_as(module))
     block = _of_class(module, ConvBlock, activation=activation, pool=pool)
     parts = [_of_class(module, nn.Conv2d), _MODULES[activation]()]
     return block, nn.Sequential(*parts, *([nn.MaxPool2d(pool)] if pool != (1, 1) else []))

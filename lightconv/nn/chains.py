@@ -1,0 +1,252 @@
+"""Which modules follow a convolution and can be computed together with it: what a chain is, and what ends one.
+
+torch.fx says who reads which map, in training and in evaluation. A forward that it cannot trace is a closed box: what
+it calls is unknown, but each of its submodules, an nn.Sequential for instance, is traced by itself.
+"""
+
+import inspect
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import takewhile
+from typing import Any, NamedTuple
+
+from torch import fx, nn
+
+from lightconv.nn.modules import Conv2d, MaxPool2d
+from lightconv.operators.conv_block import NON_DECREASING
+from lightconv.operators.geometry import pair
+
+CONVOLUTIONS: tuple[type[nn.Conv2d], ...] = (nn.Conv2d, Conv2d)
+POOLINGS: tuple[type[nn.MaxPool2d], ...] = (nn.MaxPool2d, MaxPool2d)
+ACTIVATIONS: dict[type[nn.Module], str] = {
+    nn.ReLU: "relu",
+    nn.LeakyReLU: "leaky_relu",
+    nn.Tanh: "tanh",
+    nn.Sigmoid: "sigmoid",
+    nn.GELU: "gelu",
+    nn.SiLU: "silu",
+}
+_KNOWN = {*CONVOLUTIONS, *POOLINGS, *ACTIVATIONS, nn.BatchNorm2d, nn.Identity}
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+class Chain(NamedTuple):
+    """A convolution and what can be computed with it.
+
+    Attributes:
+        name: of the convolution within the model.
+        convolution: the module.
+        absorbed: the modules right after it, in the order of their calls, without nn.Identity; () if there are none.
+        end: why nothing more is part of it.
+    """
+
+    name: str
+    convolution: nn.Conv2d
+    absorbed: tuple[nn.Module, ...]
+    end: str
+
+
+def activation_of(module: nn.Module) -> str | None:
+    """The name that a block has for what an activation module computes; None if it has none."""
+    plain = getattr(module, "negative_slope", 0.01) == 0.01 and getattr(module, "approximate", "none") == "none"
+    return ACTIVATIONS.get(type(module)) if plain else None
+
+
+def pooling_refusal(pooling: nn.MaxPool2d) -> str | None:
+    """Why a max-pooling cannot be part of a block, whose windows meet and do not overlap; None if it can."""
+    size = pair(pooling.kernel_size)
+    if pooling.return_indices:
+        return "MaxPool2d returns indices"
+    if pair(pooling.padding) != (0, 0):
+        return "MaxPool2d pads"
+    if pair(pooling.dilation) != (1, 1):
+        return "MaxPool2d is dilated"
+    if size is None or size != pair(pooling.stride):
+        return f"MaxPool2d's windows of {pooling.kernel_size} overlap or leave gaps, with stride {pooling.stride}"
+    return "MaxPool2d's ceil_mode keeps windows that hang over the edge" if pooling.ceil_mode else None
+
+
+def chains(model: nn.Module) -> list[Chain]:
+    """Every convolution of a model with what can be computed with it, as its forward is called by default."""
+    modes = [_Calls(model, training) for training in (True, False)]
+    return [_chain(name, module, modes) for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+
+
+def _chain(name: str, convolution: nn.Conv2d, modes: Sequence["_Calls"]) -> Chain:
+    end = _obstacle(convolution) or _hidden(convolution, modes)
+    if end is not None:
+        return Chain(name, convolution, (), end)
+    runs = [mode.run(convolution) for mode in modes if convolution in mode.nodes]
+    run, end = min(runs, key=lambda run: len(run[0]))
+    steps = zip(*(modules for modules, _ in runs), strict=False)
+    common = [step[0] for step in takewhile(lambda step: len(set(step)) == 1, steps)]
+    if len(common) < len(run):
+        end = "goes on differently in training and in evaluation"
+    absorbed: list[nn.Module] = []
+    for module in common:
+        refusal = _obstacle(module) or _shared(module, convolution, modes) or _refusal(module, absorbed)
+        if refusal is not None:
+            return Chain(name, convolution, tuple(absorbed), refusal)
+        if type(module) is not nn.Identity:
+            absorbed.append(module)
+    return Chain(name, convolution, tuple(absorbed), end)
+
+
+def _obstacle(module: nn.Module) -> str | None:
+    """Why a module might do something else than its class is known for."""
+    kind = type(module)
+    if any(getattr(module, hooks) for hooks in _HOOKS):
+        return f"{kind.__name__} has hooks, which would see other maps"
+    if "forward" in vars(module):
+        return f"the forward of this {kind.__name__} has been replaced"
+    if kind not in _KNOWN and isinstance(module, tuple(_KNOWN)):
+        return f"{kind.__name__} has a forward of its own"
+    return None
+
+
+def _hidden(convolution: nn.Conv2d, modes: Sequence["_Calls"]) -> str | None:
+    called = [mode.count[convolution] for mode in modes]
+    if max(called) > 1:
+        return f"called {max(called)} times"
+    if not any(called):
+        return "never called"
+    box = next((mode.boxes[convolution] for mode in modes if convolution in mode.boxes), None)
+    return None if box is None else f"called by the forward of {box}, which torch.fx cannot trace"
+
+
+def _shared(module: nn.Module, convolution: nn.Conv2d, modes: Sequence["_Calls"]) -> str | None:
+    if all(mode.count[module] == mode.count[convolution] for mode in modes):
+        return None
+    return f"{type(module).__name__} is called elsewhere, too"
+
+
+def _refusal(module: nn.Module, absorbed: Sequence[nn.Module]) -> str | None:
+    """Why a module cannot go on a chain; None if it can."""
+    kind = type(module).__name__
+    pooled = any(isinstance(m, nn.MaxPool2d) for m in absorbed)
+    activated = any(type(m) in ACTIVATIONS for m in absorbed)
+    if isinstance(module, nn.BatchNorm2d):
+        if absorbed:
+            return f"BatchNorm2d comes after {type(absorbed[-1]).__name__}"
+        return "BatchNorm2d keeps no statistics" if module.running_mean is None else None
+    if isinstance(module, nn.MaxPool2d):
+        return "a second MaxPool2d" if pooled else pooling_refusal(module)
+    if type(module) not in ACTIVATIONS:
+        return None if type(module) is nn.Identity else f"followed by {_full_name(type(module))}"
+    name = activation_of(module)
+    if name is None:
+        return f"{module} is no activation of ConvBlock"
+    if activated:
+        return f"a second activation, {kind}"
+    commutes = not pooled or name in NON_DECREASING
+    return None if commutes else f"{kind} comes after pooling, with which it does not commute"
+
+
+def _full_name(kind: type[nn.Module]) -> str:
+    return kind.__name__ if kind.__module__.startswith("torch.nn") else f"{kind.__module__}.{kind.__qualname__}"
+
+
+class _Calls:
+    """Which modules a model calls in one mode, and who reads what they return.
+
+    Attributes:
+        count: calls of each module without modules within.
+        nodes: of those whose call torch.fx has seen.
+        boxes: the class whose forward calls it, for the others.
+    """
+
+    def __init__(self, model: nn.Module, training: bool) -> None:
+        self.count: Counter[nn.Module] = Counter()
+        self.nodes: dict[nn.Module, fx.Node] = {}
+        self.boxes: dict[nn.Module, str] = {}
+        self._modules: dict[fx.Node, nn.Module] = {}
+        self._seen: set[nn.Module] = set()
+        self._tracer = _Tracer()
+        with _as_it_was(model):
+            for module in model.modules():
+                module.training = training
+            self._collect(model)
+
+    def run(self, module: nn.Module) -> tuple[list[nn.Module], str]:
+        """The modules that are called on a module's result, one on the other's and nothing else, and what is then."""
+        node, modules = self.nodes[module], list[nn.Module]()
+        while len(node.users) == 1:
+            (reader,) = node.users
+            if reader not in self._modules or reader.args != (node,) or reader.kwargs:
+                return modules, _described(reader)
+            modules.append(self._modules[reader])
+            node = reader
+        return modules, "its map is read more than once" if node.users else "nothing reads its map"
+
+    def _collect(self, module: nn.Module) -> None:
+        if module in self._seen:
+            return
+        self._seen.add(module)
+        graph = self._tracer.graph_of(module)
+        if graph is None:
+            called = list(module.children())
+            self.boxes.update(dict.fromkeys(called, type(module).__name__))
+        else:
+            nodes = {node: module.get_submodule(str(node.target)) for node in graph.nodes if node.op == "call_module"}
+            self._modules.update(nodes)
+            self.nodes.update({called: node for node, called in nodes.items()})
+            called = list(nodes.values())
+        self.count.update(called)
+        for child in called:
+            if any(child.children()):
+                self._collect(child)
+
+
+def _described(node: fx.Node) -> str:
+    if node.op in {"output", "call_module"}:
+        return "returned" if node.op == "output" else f"one of several arguments of {node.target}"
+    return f"followed by {getattr(node.target, '__name__', node.target)}(), which is no module"
+
+
+class _Tracer(fx.Tracer):
+    """Traces through everything but modules that stand for themselves, and those that cannot be traced."""
+
+    proxy_buffer_attributes = True  # in-place updates of statistics are to be seen, not done
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._opaque: set[nn.Module] = set()
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        known = isinstance(m, tuple(_KNOWN)) or not any(m.children())
+        return known or m in self._opaque or _obstacle(m) is not None or super().is_leaf_module(m, "")
+
+    def graph_of(self, module: nn.Module) -> fx.Graph | None:
+        """What a module does; None if its forward cannot be traced even where submodules are taken as they are."""
+        graph = self._traced(module)
+        opaque = len(self._opaque)
+        if graph is None:
+            for child in module.children():
+                if any(child.children()) and child not in self._opaque:
+                    self.graph_of(child)
+            graph = self._traced(module) if len(self._opaque) > opaque else None
+        if graph is None:
+            self._opaque.add(module)
+        return graph
+
+    def _traced(self, module: nn.Module) -> fx.Graph | None:
+        if "forward" in vars(module):  # torch.fx would trace the class's
+            return None
+        try:
+            parameters = inspect.signature(type(module).forward).parameters.values()
+            return self.trace(module, {p.name: p.default for p in parameters if p.default is not p.empty})
+        except Exception:  # whatever a forward raises that is given no tensors
+            return None
+
+
+@contextmanager
+def _as_it_was(model: nn.Module) -> Iterator[None]:
+    """Give every module its attributes back: a forward may set some, and tracing means to call it."""
+    before: list[tuple[nn.Module, dict[str, Any]]] = [(module, dict(vars(module))) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes in before:
+            vars(module).clear()
+            vars(module).update(attributes)

@@ -1,0 +1,181 @@
+"""Turn convolution, normalisation, activation and pooling of an existing model into blocks, in place and back."""
+
+from collections import Counter
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lightconv.errors import InputError
+from lightconv.nn.chains import ACTIVATIONS, Chain, activation_of, chains
+from lightconv.nn.modules import ConvBlock
+from lightconv.operators.geometry import pair
+
+_ATTRIBUTES = ("unfused", "norms", "absorbed", "activation", "pool")
+
+
+class Row(NamedTuple):
+    """What became of a convolution.
+
+    Attributes:
+        name: within the model.
+        block: the classes that are computed as one, the convolution's first; "" where it was left alone.
+        reason: why it was left alone, or why nothing more is part of the block.
+    """
+
+    name: str
+    block: str
+    reason: str
+
+
+class Fusion(NamedTuple):
+    """What `fuse` did, a row a convolution; printing shows a table."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def fused(self) -> tuple[Row, ...]:
+        """The blocks."""
+        return tuple(row for row in self.rows if row.block)
+
+    @property
+    def left(self) -> tuple[Row, ...]:
+        """The convolutions that stayed as they were."""
+        return tuple(row for row in self.rows if not row.block)
+
+    def __str__(self) -> str:
+        lines = [("convolution", "computed as one", "and no more, since"), *self.rows]
+        widths = [max(len(line[column]) for line in lines) for column in range(2)]
+        return "\n".join(f"{name:<{widths[0]}}  {block:<{widths[1]}}  {why}".rstrip() for name, block, why in lines)
+
+
+class Fused(nn.Module):
+    """What the modules of a chain have while it is fused.
+
+    Attributes:
+        unfused: the class otherwise.
+        norms: the chain's BatchNorm2d, if any; in a tuple, so that it is not registered a second time.
+    """
+
+    unfused: type[Any]
+    norms: tuple[nn.BatchNorm2d, ...]
+
+    @property
+    def apart(self) -> bool:
+        """Whether each module computes its own part at the moment: for statistics of a batch its map is needed."""
+        return any(norm.training for norm in self.norms)
+
+
+class FusedConv2d(Fused, ConvBlock):
+    """A convolution that also computes what follows it: the modules ``absorbed``, also in a tuple."""
+
+    absorbed: tuple[Fused, ...]
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self.apart:
+            return self.unfused._conv_forward(self, input, weight, bias)
+        for norm in self.norms:
+            weight, bias = _folded(weight, bias, norm)
+        return super()._conv_forward(input, weight, bias)
+
+
+class _Absorbed(Fused):
+    """Hands on what the convolution before it has computed already."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.unfused.forward(self, input) if self.apart else input
+
+
+# a subclass of each, so that isinstance holds; pickle finds it by its name in this module
+_ABSORBED = {
+    kind: type(f"Absorbed{kind.__name__}", (_Absorbed, kind), {"__module__": __name__})
+    for kind in (nn.BatchNorm2d, nn.MaxPool2d, *ACTIVATIONS)
+}
+globals().update({kind.__name__: kind for kind in _ABSORBED.values()})
+
+
+def fuse(model: nn.Module) -> Fusion:
+    """Compute convolution, BatchNorm2d, activation and non-overlapping max-pooling as one ConvBlock where they meet.
+
+    In place: modules, Parameters, names, state dict, hooks and optimizers stay what they are; the convolution's class
+    becomes `FusedConv2d`, and the modules that it computes hand on what they are given. `unfuse` takes it back. A
+    pooling before an activation that never decreases is as good as one after it. What a forward does by functions
+    (``F.relu``, ``+``) cannot be taken out of it, and stays.
+
+    A chain with BatchNorm2d is fused in evaluation; while the BatchNorm2d is in training each module computes its own
+    part. Its statistics are multiplied into the filters anew in each call, so that they are never out of date: that
+    pays where maps weigh more than filters, from a few images on.
+
+    Fuse last: what is registered, replaced or called by itself within a chain afterwards meets other maps. A forward
+    that torch.fx cannot trace is expected to call those of its submodules that have modules within as a whole; others
+    are read with the default values of their arguments.
+
+    Args:
+        model: any module, in training or in evaluation.
+
+    Returns:
+        A row for every convolution: what it is fused with, and why with nothing, or nothing more.
+
+    Raises:
+        InputError: if there is nothing to fuse; the model is as it was.
+    """
+    found = chains(model)
+    rows = tuple(_row(chain) for chain in found)
+    if not any(chain.absorbed for chain in found):
+        reasons = Counter(row.reason for row in rows).most_common(3)
+        why = "; ".join(f"{reason} ({count})" for reason, count in reasons) or "it has no Conv2d"
+        raise InputError(f"{type(model).__name__} has no convolution to fuse with what follows it: {why}")
+    for chain in found:
+        if chain.absorbed:
+            _absorb(chain)
+    return Fusion(rows)
+
+
+def unfuse(model: nn.Module) -> None:
+    """Let every module compute its own part again: undo `fuse`, on a model or a part of it."""
+    for convolution in model.modules():
+        if isinstance(convolution, FusedConv2d):
+            for module in (*convolution.absorbed, convolution):
+                kind = module.unfused
+                for name in _ATTRIBUTES:
+                    vars(module).pop(name, None)
+                module.__class__ = kind
+
+
+def acts_as(module: nn.Module) -> type[nn.Module]:
+    """The class that says what a module computes at the moment, fused or not."""
+    if not isinstance(module, Fused) or module.apart:
+        return getattr(module, "unfused", type(module))
+    return ConvBlock if isinstance(module, FusedConv2d) else nn.Identity
+
+
+def _row(chain: Chain) -> Row:
+    kinds = [type(module).__name__ for module in (chain.convolution, *chain.absorbed)]
+    return Row(chain.name, ", ".join(kinds) if chain.absorbed else "", chain.end)
+
+
+def _absorb(chain: Chain) -> None:
+    norms = tuple(m for m in chain.absorbed if isinstance(m, nn.BatchNorm2d))
+    activation = next(filter(None, map(activation_of, chain.absorbed)), "identity")
+    pool = next((pair(m.kernel_size) for m in chain.absorbed if isinstance(m, nn.MaxPool2d)), (1, 1))
+    _become(*(chain.convolution, FusedConv2d), norms=norms, absorbed=chain.absorbed, activation=activation, pool=pool)
+    for module in chain.absorbed:
+        _become(module, next(kind for parent, kind in _ABSORBED.items() if isinstance(module, parent)), norms=norms)
+
+
+def _become(module: nn.Module, kind: type[nn.Module], **attributes: Any) -> None:
+    vars(module).update(attributes, unfused=type(module))
+    module.__class__ = kind
+
+
+def _folded(weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Filters and bias that give what BatchNorm2d makes of their map by its statistics."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    precise = torch.promote_types(weight.dtype, torch.float32)
+    scale = torch.rsqrt(norm.running_var.to(precise) + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight
+    shift = -norm.running_mean if bias is None else bias - norm.running_mean
+    shift = shift * scale if norm.bias is None else torch.addcmul(norm.bias.to(precise), shift.to(precise), scale)
+    return (weight * scale.view(-1, 1, 1, 1)).to(weight.dtype), shift.to(weight.dtype)

@@ -1,0 +1,486 @@
+"""Fusing is exact, reversible, and leaves alone what it must: on small chains made for it, and on known networks."""
+
+import copy
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from support import assert_same
+from torch import nn
+from torch.nn import functional as F
+from zoo import NETWORKS, TORCHVISION, build, row
+
+import lightconv as lc
+from lightconv.analysis.layers import found
+from lightconv.errors import InputError
+from lightconv.nn.fuse import FusedConv2d
+
+ACTIVATIONS = [nn.ReLU(), nn.ReLU(inplace=True), nn.LeakyReLU(), nn.Tanh(), nn.Sigmoid(), nn.GELU(), nn.SiLU()]
+TABLE = Path(__file__).parents[2] / "docs" / "fused.md"
+
+
+def conv(**options):
+    return nn.Conv2d(3, 6, 3, padding=1, **options)
+
+
+def with_statistics(model):
+    """Statistics and affine parameters as after training, not the zeros and ones of the start."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.track_running_stats:
+            nn.init.normal_(module.running_mean, std=0.3)
+            nn.init.uniform_(module.running_var, 0.3, 2)
+            if module.affine:
+                nn.init.uniform_(module.weight, -1.5, 1.5)
+                nn.init.normal_(module.bias, std=0.3)
+    return model
+
+
+def chain(*modules):
+    """Copies of modules one after the other, in evaluation."""
+    torch.manual_seed(0)
+    return with_statistics(copy.deepcopy(nn.Sequential(*modules))).eval()
+
+
+def normalised():
+    return chain(conv(), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2))
+
+
+def images():
+    return torch.randn(2, 3, 8, 9, generator=torch.Generator().manual_seed(1))
+
+
+def classes(model):
+    return [type(module) for module in model.modules()]
+
+
+def fused(model):
+    twin = copy.deepcopy(model)
+    lc.fuse(twin)
+    return twin
+
+
+def gradients(model):
+    """What a model makes of the images, and the gradients of a random sum of it."""
+    x = images().requires_grad_()
+    result = model(x)
+    weights = torch.randn(result.shape, generator=torch.Generator().manual_seed(2))
+    return result, *torch.autograd.grad((result * weights).sum(), [x, *model.parameters()])
+
+
+@pytest.mark.parametrize("pool", [[], [nn.MaxPool2d(2)], [nn.MaxPool2d((2, 3))]], ids=str)
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_without_batch_norm_values_and_gradients_are_the_same_in_training(backend, activation, pool):
+    model = chain(conv(), activation, *pool).train()
+    block = fused(model)
+    assert type(block[0]) is FusedConv2d
+    with lc.use_backend(backend):
+        for ours, theirs in zip(gradients(block), gradients(model), strict=True):
+            assert_same(ours, theirs, exactly=backend == "reference")
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS[:5], ids=str)
+def test_a_pooling_before_an_activation_that_never_decreases_is_part_of_the_block(activation):
+    model = chain(conv(), nn.MaxPool2d(2), activation)
+    x = images()
+    x[0, :, 2, 3], x[1, :, 4, 4] = float("nan"), -float("inf")
+    block = fused(model)
+    assert block[0].pool == (2, 2)
+    assert block[0].activation != "identity"
+    assert model(x).isnan().any()
+    assert_same(block(x), model(x), exactly=True)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize(
+    "after", [[], [nn.ReLU()], [nn.SiLU(), nn.MaxPool2d(2)], [nn.MaxPool2d(2), nn.Tanh()]], ids=str
+)
+def test_batch_norm_is_folded_in_evaluation(after, affine, bias):
+    model = chain(conv(bias=bias), nn.BatchNorm2d(6, eps=0.1, affine=affine), nn.Identity(), *after)
+    block = fused(model)
+    with torch.no_grad():
+        convolved = block[0](images())
+        assert_same(block(images()), convolved)  # the others do nothing
+    for ours, theirs in zip(gradients(block), gradients(model), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+class Branches(nn.Module):
+    """Does with its modules what ``combine`` says."""
+
+    def __init__(self, combine):
+        super().__init__()
+        self.conv, self.act, self.pool = conv(), nn.ReLU(), nn.MaxPool2d(2, return_indices=True)
+        self.norm = nn.BatchNorm2d(6, track_running_stats=False)
+        self.combine = combine
+
+    def forward(self, x):
+        return self.combine(self, x)
+
+
+class Ours(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+def hooked(model):
+    model[1].register_forward_hook(lambda *_: None)
+    return model
+
+
+def replaced(model):
+    model[1].forward = torch.tanh
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (chain(conv(), nn.Flatten()), "followed by Flatten"),
+        (chain(Ours(3, 6, 3), nn.ReLU()), "Ours has a forward of its own"),
+        (nn.Sequential(nn.utils.parametrizations.weight_norm(conv()), nn.ReLU()), "Conv2d has a forward of its own"),
+        (hooked(chain(conv(), nn.ReLU())), "ReLU has hooks"),
+        (replaced(chain(conv(), nn.ReLU())), "the forward of this ReLU has been replaced"),
+        (Branches(lambda m, x: m.conv(x) + 1), "followed by add(), which is no module"),
+        (Branches(lambda m, x: F.relu(m.conv(x))), "followed by relu(), which is no module"),
+        (Branches(lambda m, x: m.conv(x).relu()), "followed by relu(), which is no module"),
+        (Branches(lambda m, x: m.conv(x)), "returned"),
+        (Branches(lambda m, x: m.pool(m.conv(x))), "returns indices"),
+        (Branches(lambda m, x: m.norm(m.conv(x))), "keeps no statistics"),
+        (Branches(lambda m, x: m.act(m.conv(m.act(x)))), "ReLU is called elsewhere"),
+        (Branches(lambda m, x: m.act(m.conv(x)) + m.act(m.conv(x))), "called 2 times"),
+        (Branches(lambda m, x: (y := m.conv(x)) + m.act(y)), "its map is read more than once"),
+        (Branches(lambda m, x: (m.conv(x), m.act(x))[1]), "nothing reads its map"),
+        (Branches(lambda m, x: m.act(x)), "never called"),
+        (Branches(lambda m, x: m.act(m.conv(x)) if x.sum() > 0 else x), "by the forward of Branches, which torch.fx"),
+        (Branches(lambda m, x: m.act(m.conv(x)) if m.training else m.norm(m.conv(x))), "goes on differently"),
+        (Branches(lambda m, x: m.act(m.conv(x)) if m.training else m.act(x)), "ReLU is called elsewhere"),
+        (nn.Flatten(), "it has no Conv2d"),
+        (fused(chain(conv(), nn.ReLU())), "FusedConv2d has a forward of its own"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_cannot_be_fused_is_left_alone_and_named(model, reason):
+    before = classes(model)
+    with pytest.raises(InputError, match="no convolution to fuse") as error:
+        lc.fuse(model)
+    assert reason in str(error.value)
+    assert classes(model) == before
+
+
+@pytest.mark.parametrize(
+    ("modules", "block", "reason"),
+    [
+        ((conv(), nn.ReLU(), nn.MaxPool2d(3, 2)), "Conv2d, ReLU", "overlap or leave gaps"),
+        ((conv(), nn.ReLU(), nn.MaxPool2d(2, 3)), "Conv2d, ReLU", "overlap or leave gaps"),
+        ((conv(), nn.ReLU(), nn.MaxPool2d(2, padding=1)), "Conv2d, ReLU", "pads"),
+        ((conv(), nn.ReLU(), nn.MaxPool2d(2, dilation=2)), "Conv2d, ReLU", "is dilated"),
+        ((conv(), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True)), "Conv2d, ReLU", "ceil_mode"),
+        ((conv(), nn.ReLU(), nn.AvgPool2d(2)), "Conv2d, ReLU", "followed by AvgPool2d"),
+        ((conv(), nn.MaxPool2d(2), nn.MaxPool2d(2)), "Conv2d, MaxPool2d", "a second MaxPool2d"),
+        ((conv(), nn.MaxPool2d(2), nn.GELU()), "Conv2d, MaxPool2d", "does not commute"),
+        ((conv(), nn.ReLU(), nn.BatchNorm2d(6)), "Conv2d, ReLU", "BatchNorm2d comes after ReLU"),
+        ((conv(), nn.ReLU(), nn.Tanh()), "Conv2d, ReLU", "a second activation, Tanh"),
+        ((conv(), nn.BatchNorm2d(6), nn.ReLU6()), "Conv2d, BatchNorm2d", "followed by ReLU6"),
+        ((conv(), nn.BatchNorm2d(6), nn.LeakyReLU(0.2)), "Conv2d, BatchNorm2d", "LeakyReLU(negative_slope=0.2) is no"),
+        ((conv(), nn.MaxPool2d(2), nn.GELU("tanh")), "Conv2d, MaxPool2d", "GELU(approximate='tanh') is no activation"),
+        ((conv(padding_mode="circular"), nn.ReLU()), "Conv2d, ReLU", "returned"),
+    ],
+    ids=str,
+)
+def test_a_chain_ends_where_the_block_does(modules, block, reason):
+    model = chain(*modules)
+    twin = copy.deepcopy(model)
+    (only,) = lc.fuse(twin).rows
+    assert (only.name, only.block) == ("0", block)
+    assert reason in only.reason
+    torch.testing.assert_close(twin(images()), model(images()))
+
+
+def test_the_report_is_a_table_of_what_was_fused_and_what_was_left():
+    report = lc.fuse(chain(conv(), nn.ReLU(), nn.Conv2d(6, 2, 1), nn.Flatten()))
+    assert [row.name for row in report.fused] == ["0"]
+    assert [row.name for row in report.left] == ["2"]
+    assert [line.split() for line in str(report).splitlines()[1:]] == [
+        ["0", "Conv2d,", "ReLU", "followed", "by", "Conv2d"],
+        ["2", "followed", "by", "Flatten"],
+    ]
+
+
+def test_unfuse_restores_classes_attributes_and_values_also_of_our_own_modules():
+    model = chain(conv(), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2), lc.nn.Conv2d(6, 4, 1), nn.Tanh())
+    model.append(lc.nn.Conv2d(4, 4, 1)).append(lc.nn.MaxPool2d(2))
+    attributes = [set(vars(module)) for module in model.modules()]
+    kinds, before = classes(model), model(images())
+    assert len(lc.fuse(model).fused) == 3
+    assert classes(model) != kinds
+    lc.unfuse(model)
+    assert classes(model) == kinds
+    assert [set(vars(module)) for module in model.modules()] == attributes
+    assert_same(model(images()), before, exactly=True)
+    lc.unfuse(model)  # there is nothing to take back, and that is all right
+
+
+def test_a_part_is_unfused_with_all_of_its_chains():
+    model = normalised()
+    block = fused(model)
+    lc.unfuse(block[2])  # a chain is its convolution's
+    torch.testing.assert_close(block(images()), model(images()))
+    lc.unfuse(block[0])
+    assert_same(block(images()), model(images()), exactly=True)
+
+
+# ------------------------------------------------------------------------------------------------- batch norm
+
+
+def test_in_training_a_chain_with_batch_norm_is_what_it_was():
+    model = normalised()
+    block = fused(model)
+    for mode in (True, False, True):
+        ours, theirs = (m.train(mode)(images()) for m in (block, model))
+        torch.testing.assert_close(ours, theirs)
+    for ours, theirs in zip(gradients(block), gradients(model), strict=True):
+        assert_same(ours, theirs, exactly=True)
+    assert_same(block[1].running_var, model[1].running_var, exactly=True)
+
+
+def test_a_frozen_batch_norm_in_a_model_in_training_is_folded_and_its_gradients_are_right():
+    model = normalised().train()
+    model[1].eval()
+    block = fused(model)
+    assert_same(block[0](images()), block(images()))
+    for ours, theirs in zip(gradients(block), gradients(model), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["weight", "1.running_var", "1.running_mean", "1.weight", "1.bias"])
+def test_nothing_that_is_folded_gets_out_of_date(name):
+    model = normalised()
+    block = fused(model)
+    block(images())
+    for twin in (model, block):
+        tensor = twin.state_dict(keep_vars=True)[f"0.{name}" if "." not in name else name]
+        tensor.data.mul_(2)  # which not even torch's version counters notice
+    torch.testing.assert_close(block(images()), model(images()))
+
+
+# ------------------------------------------------------------------------------------------- what stays as it is
+
+
+def test_parameters_state_dicts_and_optimizers_stay():
+    model = normalised().train()
+    block = copy.deepcopy(model)
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.01, momentum=0.9) for m in (model, block)]
+    parameters = list(block.parameters())
+    lc.fuse(block)
+    assert all(ours is theirs for ours, theirs in zip(block.parameters(), parameters, strict=True))
+    for _ in range(3):
+        for m, optimizer in zip((model, block), optimizers, strict=True):
+            optimizer.zero_grad()
+            m(images()).square().mean().backward()
+            optimizer.step()
+    assert list(block.state_dict()) == list(model.state_dict())
+    torch.testing.assert_close(block.state_dict(), model.state_dict())
+    fresh, other = normalised(), fused(normalised())
+    fresh.load_state_dict(block.state_dict())
+    other.load_state_dict(model.state_dict())
+    torch.testing.assert_close(fresh(images()), other(images()))
+
+
+def test_modules_are_still_what_they_were_by_isinstance():
+    model = normalised()
+    kinds = classes(model)
+    assert all(map(isinstance, fused(model).modules(), kinds))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
+def test_copies_are_fused_and_independent(copied):
+    model = normalised()
+    block = fused(model)
+    twin = copied(block)
+    assert_same(twin(images()), block(images()), exactly=True)
+    twin[1].train()
+    assert not block[1].training
+    assert twin[0].apart
+    with torch.no_grad():
+        twin.eval()[1].weight.zero_()
+    torch.testing.assert_close(block(images()), model(images()))
+    lc.unfuse(twin)
+    assert classes(twin) == classes(model)
+
+
+@pytest.mark.parametrize("model", [normalised(), chain(conv(), nn.ReLU(), nn.MaxPool2d(2))], ids=["norm", "none"])
+def test_maps_are_in_the_same_memory_format(model):
+    block = fused(model)
+    for m in (model, block):
+        m.to(memory_format=torch.channels_last)
+    assert_same(block(images()), model(images()))
+
+
+def test_one_image_needs_no_batch():
+    model = chain(conv(), nn.ReLU(), nn.MaxPool2d(2))
+    assert_same(fused(model)(images()[0]), model(images()[0]), exactly=True)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_autocast_and_half_precision(training):
+    model = normalised().train(training)
+    block = fused(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, theirs = block(images()), model(images())
+    assert ours.dtype is theirs.dtype is torch.bfloat16
+    torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.05)
+    ours, theirs = (m.eval().bfloat16()(images().bfloat16()) for m in (block, model))
+    torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.05)
+
+
+def test_compiles_without_graph_breaks_and_follows_the_mode():
+    model = normalised()
+    block = fused(model)
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+    for mode in (False, True, False):
+        torch.testing.assert_close(compiled.train(mode)(images()), model.train(mode)(images()))
+
+
+def test_explain_and_found_take_a_block_for_a_block():
+    rows = lc.explain(fused(normalised()), images()).rows
+    assert [(row.name, row.layer) for row in rows] == [("0", "ConvBlock")]
+    rows = lc.explain(fused(normalised()).train(), images()).rows
+    assert [(row.name, row.layer) for row in rows] == [("0", "Conv2d"), ("3", "MaxPool2d")]
+    layers = found(fused(normalised()), images())
+    assert [(layer.name, layer.module.pool) for layer in layers] == [("0", (2, 2))]
+
+
+# ------------------------------------------------------------------------------------------------------- tracing
+
+
+class Untraceable(nn.Module):
+    """Its forward asks for values, and so does one of its parts."""
+
+    def __init__(self):
+        super().__init__()
+        self.relu = nn.ReLU()
+        self.features = nn.Sequential(conv(), nn.ReLU(), nn.Conv2d(6, 6, 3), self.relu)
+        self.alone = nn.Conv2d(6, 4, 1)
+
+    def forward(self, x):
+        x = self.features(x)
+        return self.relu(self.alone(x)) if x.sum() > -1e9 else x
+
+
+def test_where_a_forward_cannot_be_traced_its_sequences_are_fused():
+    torch.manual_seed(0)
+    model = Untraceable()
+    block = copy.deepcopy(model)
+    report = lc.fuse(block)
+    assert [row.name for row in report.fused] == ["features.0"]
+    assert [row.reason for row in report.left] == [
+        "ReLU is called elsewhere, too",
+        "called by the forward of Untraceable, which torch.fx cannot trace",
+    ]
+    assert_same(block(images()), model(images()), exactly=True)
+
+
+def test_around_a_part_that_cannot_be_traced_everything_else_is_fused():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        conv(), nn.Conv2d(6, 3, 1), nn.Sequential(Untraceable(), nn.ReLU()), nn.Conv2d(4, 2, 1), nn.Tanh()
+    )
+    block = copy.deepcopy(model)
+    assert [row.name for row in lc.fuse(block).fused] == ["2.0.features.0", "3"]
+    assert_same(block(images()), model(images()), exactly=True)
+
+
+def test_a_hook_on_a_part_is_not_called_by_fusing_and_sees_what_it_saw():
+    seen = []
+    model = nn.Sequential(chain(conv(), nn.ReLU()), nn.Tanh())
+    model[0].register_forward_hook(lambda *args: seen.append(args[2]))
+    block = fused(model)
+    assert not seen
+    model(images())
+    block(images())
+    assert_same(seen[1], seen[0], exactly=True)
+
+
+class Remembers(nn.Module):
+    """Writes into itself in its forward, and asks for options."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.act, self.last, self.calls = conv(), nn.ReLU(), None, 0
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x, double=False, scale=None):
+        self.last, self.calls = x, self.calls + 1
+        self.count.add_(1)
+        x = self.act(self.conv(x))
+        x = x * 2 if double else x
+        return x if scale is None else x * scale
+
+
+def test_tracing_leaves_no_traces():
+    model = Remembers().eval()
+    model.act.train()
+    with torch.no_grad():
+        before = torch.get_rng_state()
+        lc.fuse(model)
+    assert (model.last, model.calls, model.count.item()) == (None, 0, 0)
+    assert (model.training, model.conv.training, model.act.training) == (False, False, True)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_lightning_modules_are_fused_whole():
+    task = lc.tasks.Classification(nn.Sequential(conv(), nn.ReLU(), nn.MaxPool2d(8), nn.Flatten()), classes=6)
+    expected = task(images())
+    assert [row.name for row in lc.fuse(task).fused] == ["model.0"]
+    assert_same(task(images()), expected, exactly=True)
+
+
+# ------------------------------------------------------------------------------------------------ known networks
+
+
+def trained(name):
+    """A network with the statistics of some images, as training leaves it: no map fades away on its way."""
+    torch.manual_seed(0)
+    model = build(name)
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.normal_(norm.bias, std=0.2)
+        norm.momentum = 1.0
+    if name.startswith("vgg"):
+        model.classifier = nn.Linear(512 * 7 * 7, 10)  # for 100 million weights that have no part in this
+    side = 299 if name == "inception_v3" else 96
+    x = torch.randn(4, 3, side, side)
+    with torch.no_grad():
+        model.train()(x)
+    for norm in norms:
+        norm.momentum = 0.1
+    return model.eval(), x[:2]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_known_networks_are_fused_and_unfused_without_a_difference(name):
+    model, x = trained(name)
+    kinds, state = classes(model), copy.deepcopy(model.state_dict())
+    with torch.no_grad():
+        before, exact = model(x), copy.deepcopy(model).double()(x.double())
+        told = row(name, model)
+        assert told["convolutions"] == sum(isinstance(m, nn.Conv2d) for m in model.modules())
+        if name in TORCHVISION:
+            assert f"| {' | '.join(map(str, told.values()))} |" in TABLE.read_text().splitlines()
+        if not told["fused"]:
+            assert classes(model) == kinds
+            return
+        torch.testing.assert_close(model(x), before, rtol=0, atol=1e-4 * before.abs().max().item())
+        # in double precision, by what tells the images apart: no map that faded away hides a mistake
+        telling = (exact - exact.mean(0)).abs().max().item()
+        torch.testing.assert_close(copy.deepcopy(model).double()(x.double()), exact, rtol=0, atol=1e-9 * telling)
+        assert list(model.state_dict()) == list(state)
+        model.load_state_dict(state)
+        lc.unfuse(model)
+        assert classes(model) == kinds
+        assert_same(model(x), before, exactly=True)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
