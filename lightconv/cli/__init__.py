@@ -6,6 +6,7 @@ import sys
 VERBS = {
     "train": "train a network; without arguments LeNet on real handwritten digits, in seconds on a CPU",
     "evaluate": "test a finished run's network: run=DIRECTORY",
+    "export": "write a finished run's network as files that run without lightconv, .pt2 and ONNX: run=DIRECTORY",
     "inspect": "compile kernels for a GPU that is not here, judge them, predict their time, see what a change did",
     "tune": 'measure on this GPU what "auto" is to choose for a network\'s layers',
     "bench": "compare with torch: memory traffic, counted anywhere, or what=kernels, timed on a GPU",

@@ -118,8 +118,8 @@ OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 
 
 def quiet() -> None:
-    """Keep what Lightning announces off the terminal, where a verb's own tables say it; once it has been imported."""
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+    """Keep off the terminal what others announce and a verb's own tables say; once Lightning has been imported."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning", "onnx_ir", "onnxscript"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*`isinstance.treespec, LeafSpec.`.*")

@@ -9,8 +9,10 @@ from omegaconf import DictConfig
 from lightconv.cli import run, tables
 from lightconv.cli.application import instantiate
 from lightconv.cli.train import build_task, load_weights, show_classes
+from lightconv.data import ImageData
 from lightconv.errors import InputError
 from lightconv.operators.backend import use_backend
+from lightconv.tasks import Classification
 
 
 def evaluate(config: DictConfig) -> float:
@@ -22,17 +24,10 @@ def evaluate(config: DictConfig) -> float:
     Raises:
         InputError: if there is no such run, checkpoint or split.
     """
-    trained = run.load_config(run.existing(config.run, "run"))
+    directory = run.existing(config.run, "run")
     if config.split not in {"test", "validation"}:
         raise InputError(f"split={config.split}: choose test or validation")
-    for name, value in config.data.items():
-        if value is None:
-            continue
-        if name not in trained.data:
-            raise InputError(f"data.{name}={value}: the run's {trained.data._target_} has no {name}")
-        trained.data[name] = value
-    task, data = build_task(trained), instantiate(trained.data)
-    load_weights(task, find_checkpoint(Path(config.run), config.checkpoint))
+    task, data = finished(directory, config)
     trainer: L.Trainer = instantiate(config.trainer, logger=False, enable_checkpointing=False)
     with use_backend(config.backend):
         data.setup("test" if config.split == "test" else "validate")
@@ -44,6 +39,24 @@ def evaluate(config: DictConfig) -> float:
     show_classes(directory, task, data, title)
     tables.show_figures(title, {**figures, "directory": str(directory)})
     return figures[f"{config.split}/accuracy"]
+
+
+def finished(directory: Path, config: DictConfig) -> tuple[Classification, ImageData]:
+    """A finished run's task with a checkpoint's weights, and its data, for which ``config.data`` may have settings.
+
+    Raises:
+        InputError: if the data have no such setting, or there is no such checkpoint.
+    """
+    trained = run.load_config(directory)
+    for name, value in config.data.items():
+        if value is None:
+            continue
+        if name not in trained.data:
+            raise InputError(f"data.{name}={value}: the run's {trained.data._target_} has no {name}")
+        trained.data[name] = value
+    task = build_task(trained)
+    load_weights(task, find_checkpoint(directory, config.checkpoint))
+    return task, instantiate(trained.data)
 
 
 def find_checkpoint(directory: Path, name: str) -> Path:
