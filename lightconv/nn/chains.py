@@ -5,8 +5,9 @@ it calls is unknown, but each of its submodules, an nn.Sequential for instance, 
 """
 
 import inspect
+import operator
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ ACTIVATIONS: dict[type[nn.Module], str] = {
     nn.SiLU: "silu",
 }
 _KNOWN = {*CONVOLUTIONS, *POOLINGS, *ACTIVATIONS, nn.BatchNorm2d, nn.Identity}
+_AUGMENTED = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -86,6 +88,8 @@ def _chain(name: str, convolution: nn.Conv2d, modes: Sequence["_Calls"]) -> Chai
     absorbed: list[nn.Module] = []
     for module in common:
         refusal = _obstacle(module) or _shared(module, convolution, modes) or _refusal(module, absorbed)
+        if refusal is None and _saves_more(module, absorbed) and any(mode.written(module) for mode in modes):
+            refusal = f"{type(module).__name__}'s map is written to, which a block needs for its gradient"
         if refusal is not None:
             return Chain(name, convolution, tuple(absorbed), refusal)
         if type(module) is not nn.Identity:
@@ -143,6 +147,12 @@ def _refusal(module: nn.Module, absorbed: Sequence[nn.Module]) -> str | None:
     return None if commutes else f"{kind} comes after pooling, with which it does not commute"
 
 
+def _saves_more(module: nn.Module, absorbed: Sequence[nn.Module]) -> bool:
+    """Whether backward of a block may need the result, where the module at its end alone does not."""
+    pools = isinstance(module, nn.MaxPool2d) and any(type(m) in ACTIVATIONS for m in absorbed)
+    return pools or isinstance(module, nn.LeakyReLU)
+
+
 def _full_name(kind: type[nn.Module]) -> str:
     return kind.__name__ if kind.__module__.startswith("torch.nn") else f"{kind.__module__}.{kind.__qualname__}"
 
@@ -179,6 +189,11 @@ class _Calls:
             node = reader
         return modules, "its map is read more than once" if node.users else "nothing reads its map"
 
+    def written(self, module: nn.Module) -> bool:
+        """Whether what a module returns is changed in place."""
+        readers = self.nodes[module].users if module in self.nodes else ()
+        return any(_writes(reader, self._modules.get(reader)) for reader in readers)
+
     def _collect(self, module: nn.Module) -> None:
         if module in self._seen:
             return
@@ -198,10 +213,29 @@ class _Calls:
                 self._collect(child)
 
 
+def _writes(reader: fx.Node, module: nn.Module | None) -> bool:
+    """Whether a call changes what it reads: ``+=``, ``relu_``, an argument or an attribute ``inplace``."""
+    told = True in (reader.kwargs.get("inplace"), getattr(module, "inplace", False))
+    name = str(getattr(reader.target, "__name__", reader.target))
+    return told or name.endswith("_") or reader.target in _AUGMENTED
+
+
 def _described(node: fx.Node) -> str:
     if node.op in {"output", "call_module"}:
         return "returned" if node.op == "output" else f"one of several arguments of {node.target}"
     return f"followed by {getattr(node.target, '__name__', node.target)}(), which is no module"
+
+
+class _Proxy(fx.Proxy):
+    """Tells ``x += y``, which writes to x, from ``x + y``; fx.Proxy takes the one for the other."""
+
+
+def _augmented(assignment: Callable[[Any, Any], Any]) -> Callable[[_Proxy, Any], fx.Proxy]:
+    return lambda proxy, other: proxy.tracer.create_proxy("call_function", assignment, (proxy, other), {})
+
+
+for _assignment in _AUGMENTED:
+    setattr(_Proxy, f"__{_assignment.__name__}__", _augmented(_assignment))
 
 
 class _Tracer(fx.Tracer):
@@ -212,6 +246,9 @@ class _Tracer(fx.Tracer):
     def __init__(self) -> None:
         super().__init__()
         self._opaque: set[nn.Module] = set()
+
+    def proxy(self, node: fx.Node) -> _Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         known = isinstance(m, tuple(_KNOWN)) or not any(m.children())

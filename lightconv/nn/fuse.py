@@ -172,7 +172,7 @@ def _folded(weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d) -> tuple[
     """Filters and bias that give what BatchNorm2d makes of their map by its statistics."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    precise = torch.promote_types(weight.dtype, torch.float32)
+    precise = torch.float64 if weight.dtype is torch.float64 else torch.float32
     scale = torch.rsqrt(norm.running_var.to(precise) + norm.eps)
     if norm.weight is not None:
         scale = scale * norm.weight

@@ -68,6 +68,19 @@ def gradients(model):
     return result, *torch.autograd.grad((result * weights).sum(), [x, *model.parameters()])
 
 
+class Branches(nn.Module):
+    """Does with its modules what ``combine`` says."""
+
+    def __init__(self, combine):
+        super().__init__()
+        self.conv, self.act, self.pool = conv(), nn.ReLU(), nn.MaxPool2d(2, return_indices=True)
+        self.norm = nn.BatchNorm2d(6, track_running_stats=False)
+        self.combine = combine
+
+    def forward(self, x):
+        return self.combine(self, x)
+
+
 @pytest.mark.parametrize("pool", [[], [nn.MaxPool2d(2)], [nn.MaxPool2d((2, 3))]], ids=str)
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
 @pytest.mark.parametrize("backend", ["reference", "triton"])
@@ -92,6 +105,33 @@ def test_a_pooling_before_an_activation_that_never_decreases_is_part_of_the_bloc
     assert_same(block(x), model(x), exactly=True)
 
 
+def added_to(x):
+    x += 1
+    return x
+
+
+@pytest.mark.parametrize(
+    "write",
+    [nn.Dropout(inplace=True), added_to, lambda x: x.mul_(2), lambda x: F.hardtanh(x, inplace=True), torch.relu_],
+    ids=["module", "iadd", "method", "argument", "function"],
+)
+@pytest.mark.parametrize("last", [nn.MaxPool2d(2), nn.LeakyReLU()], ids=["pool", "leaky"])
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_what_a_map_is_needed_for_in_backward_is_not_lost_where_it_is_written_to(backend, last, write):
+    first = [nn.ReLU()] if isinstance(last, nn.MaxPool2d) else [nn.MaxPool2d(2)]
+    model = Branches(lambda m, x: m.write(m.chain(x)))
+    model.chain, model.write = chain(conv(), *first, last), write
+    del model.conv, model.norm
+    block = copy.deepcopy(model)
+    (only,) = lc.fuse(block).rows
+    assert "map is written to" in only.reason
+    with lc.use_backend(backend):
+        for m in (model, block):
+            torch.manual_seed(0)
+            m(images()).sum().backward()
+    torch.testing.assert_close(block.chain[0].weight.grad, model.chain[0].weight.grad)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize(
@@ -105,19 +145,6 @@ def test_batch_norm_is_folded_in_evaluation(after, affine, bias):
         assert_same(block(images()), convolved)  # the others do nothing
     for ours, theirs in zip(gradients(block), gradients(model), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-
-
-class Branches(nn.Module):
-    """Does with its modules what ``combine`` says."""
-
-    def __init__(self, combine):
-        super().__init__()
-        self.conv, self.act, self.pool = conv(), nn.ReLU(), nn.MaxPool2d(2, return_indices=True)
-        self.norm = nn.BatchNorm2d(6, track_running_stats=False)
-        self.combine = combine
-
-    def forward(self, x):
-        return self.combine(self, x)
 
 
 class Ours(nn.Conv2d):
