@@ -175,7 +175,7 @@ class _Calls:
         self._tracer = _Tracer()
         with _as_it_was(model):
             for module in model.modules():
-                module.training = training
+                vars(module)["training"] = training  # a ScriptModule keeps its own
             self._collect(model)
 
     def run(self, module: nn.Module) -> tuple[list[nn.Module], str]:

@@ -420,6 +420,15 @@ def test_around_a_part_that_cannot_be_traced_everything_else_is_fused():
     assert_same(block(images()), model(images()), exactly=True)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+def test_a_scripted_part_keeps_its_mode():
+    model = nn.Sequential(torch.jit.script(normalised()), nn.Conv2d(6, 2, 1), nn.ReLU())
+    for mode in (True, False):
+        assert [row.name for row in lc.fuse(model.train(mode)).fused] == ["1"]
+        assert model[0].training == mode
+        lc.unfuse(model)
+
+
 def test_a_hook_on_a_part_is_not_called_by_fusing_and_sees_what_it_saw():
     seen = []
     model = nn.Sequential(chain(conv(), nn.ReLU()), nn.Tanh())
