@@ -89,6 +89,7 @@ def test_no_launch_computes_less_than_the_layer(architecture, module, side, even
     given = layer(module, 8, module.in_channels, side, side)
     needed = prediction.products(given) / 2
     made = launches(given, architecture)
+    made.pop("max_pool2d_backward", None)  # which expands the blocks' gradient
     computed = {name: math.prod(m.grid) * work(m).steps * work(m).multiply_adds for name, m in made.items()}
     assert len(computed) == 3
     for name, products in computed.items():
