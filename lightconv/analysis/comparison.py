@@ -27,9 +27,9 @@ class Change(NamedTuple):
     verdict: str
 
 
-def _narrowest(loads: str) -> int:
-    """Bits of the narrowest load; tensor memory access has none."""
-    return min((int(bits) for bits in loads.split() if bits.isdigit()), default=128)
+def _narrowest(accesses: str) -> int:
+    """Bits of the narrowest load or store; tensor memory access has none."""
+    return min((int(bits) for bits in accesses.split() if bits.isdigit()), default=128)
 
 
 def _dragged(report: Report) -> float:
@@ -41,6 +41,7 @@ _MORE_IS_WORSE: dict[str, Callable[[Report], float]] = {
     "spilled": lambda report: report["spilled"],
     "blocks": lambda report: -report["blocks"],
     "loads": lambda report: -_narrowest(report["loads"]),
+    "stores": lambda report: -_narrowest(report["stores"]),
     "tensor memory access": lambda report: report["loads"] != "TMA",
     "matrix": lambda report: report["matrix"] == 0,
     "dragged": _dragged,
@@ -68,6 +69,8 @@ def _by_kernel(reports: Iterable[Report]) -> dict[str, Report]:
 def _of_kernel(name: str, old: Report, new: Report) -> list[Change]:
     found = []
     for figure, badness in _MORE_IS_WORSE.items():
+        if figure in new and figure not in old:  # written before lightconv had this figure
+            continue
         before, after = badness(old), badness(new)
         if abs(after - before) > _NOISE * min(abs(before), abs(after)):
             was, is_ = (report.get(figure, badness(report)) for report in (old, new))

@@ -10,7 +10,7 @@ from lightconv.analysis import gpus, prediction
 from lightconv.analysis.compilation import Call, Compiled, Launch, compiled, training_step
 from lightconv.analysis.gpus import GPU
 from lightconv.analysis.layers import Layer
-from lightconv.analysis.machine_code import count, load_bits
+from lightconv.analysis.machine_code import count, load_bits, store_bits
 from lightconv.analysis.traffic import distinct_bytes
 
 
@@ -23,6 +23,7 @@ class KernelReport(NamedTuple):
         kernel: algorithm.
         tile: what a block computes.
         loads: how the main loop's data arrive: "TMA", or the bits that a thread's loads bring at once, wide to narrow.
+        stores: bits that a thread's stores write at once, wide to narrow.
         registers: of a thread.
         spilled: bytes of a thread that its registers did not hold; AMD: registers.
         shared: bytes of a block.
@@ -43,6 +44,7 @@ class KernelReport(NamedTuple):
     kernel: str
     tile: str
     loads: str
+    stores: str
     registers: int
     spilled: int
     shared: int
@@ -137,6 +139,7 @@ def _kernel(layer: Layer, call: Call, launch: Launch, code: Compiled, gpu: GPU |
         kernel=code.name,
         tile=tile_of(launch),
         loads=_loads(code),
+        stores=" ".join(map(str, store_bits(code.code))),
         registers=code.registers,
         spilled=code.spilled,
         shared=code.shared,

@@ -166,16 +166,30 @@ def load_bits(code: Instructions) -> tuple[int, ...]:
     return tuple(sorted(widths, reverse=True))
 
 
+def store_bits(code: Instructions) -> tuple[int, ...]:
+    """Bits that each store to global memory takes from a thread, from wide to narrow."""
+    widths = {bits for bits in map(bits_stored, code) if bits}
+    return tuple(sorted(widths, reverse=True))
+
+
 def bits_loaded(instruction: Instruction) -> int:
     """Bits that one instruction brings a thread from global memory."""
-    opcode = instruction.opcode
-    if re.match(r"LDG(STS)?\b", opcode):
+    return _bits_moved(instruction.opcode, r"LDG(STS)?\b", r"load_(?:lds_)?")
+
+
+def bits_stored(instruction: Instruction) -> int:
+    """Bits that one instruction takes from a thread to global memory."""
+    return _bits_moved(instruction.opcode, r"STG\b", "store_")
+
+
+def _bits_moved(opcode: str, nvidia: str, amd: str) -> int:
+    if re.match(nvidia, opcode):
         special = re.search(r"\.(?:[US](8|16)|(64|128|256))\b", opcode)
         return int(special[1] or special[2]) if special else 32
-    amd = re.match(r"(?:global|buffer|flat)_load_(?:lds_)?(dwordx?(\d?)|[us]byte|[us]?short)", opcode)
-    if amd is None:
+    found = re.match(rf"(?:global|buffer|flat)_{amd}(dwordx?(\d?)|[us]?byte|[us]?short)", opcode)
+    if found is None:
         return 0
-    return {"byte": 8, "hort": 16}.get(amd[1][-4:], 32 * int(amd[2] or 1))
+    return {"byte": 8, "hort": 16}.get(found[1][-4:], 32 * int(found[2] or 1))
 
 
 def multiply_adds(instruction: Instruction) -> int:

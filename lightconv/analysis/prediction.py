@@ -116,7 +116,8 @@ def _depthwise(call: Launch) -> Work:
     pixels, channels = a["ROWS"] * a["COLUMNS"], a.get("FILTERS", a.get("CHANNELS"))
     image = a["x"] if "x" in a else a["g"]
     if "rectangles_a_split" in a:
-        return Work(a["rectangles_a_split"], pixels * a["TAPS"] * channels, pixels * channels * 2, "ieee")
+        both = 2 * pixels * channels * image.element_size()
+        return Work(a["rectangles_a_split"], pixels * a["TAPS"] * channels, both, "ieee")
     taps = a["R"] * a["S"] / math.prod(a.get("phases", (1,)))
     return Work(taps, pixels * channels, pixels * channels * image.element_size(), "ieee")
 

@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lightconv.cli import run, sweep
 from lightconv.errors import InputError
+from lightconv.operators import backend
 
 
 def config_directory() -> Path:
@@ -42,6 +43,7 @@ def launch(verb: str, overrides: list[str]) -> None:
     quiet()
     application = hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=verb)(function)
     try:
+        backend.check_environment()
         application()
     except (InputError, HydraException, OmegaConfBaseException) as error:
         print(f"error: {explain(error)}", file=sys.stderr)

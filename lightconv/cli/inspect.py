@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,10 +31,17 @@ if TRITON:
     from lightconv.kernels.tiles import ARCHITECTURES
 
 _LEGEND = """\
-uses: layers that run it; spilt: bytes a thread; KiB: shared memory of a block; blocks, warps: resident at
-once; mma, others: matrix instructions of the main loop, and others for each; outside: instructions outside of
-it; loads: bits that a thread loads at once; s: seconds of compiling, unless they were saved by Triton's cache
+x4: four layers run it; spilt: bytes of a thread; shared: KiB of a block; blocks, warps: resident at
+once; s: seconds of compiling, unless saved by Triton's cache; mma, others: matrix instructions of the
+main loop, and others for each; outside: instructions outside of it; code: KiB; loads, stores: bits that
+a thread moves at once
 """
+_KERNEL_CELLS = (
+    ("kernel", "tile"), ("regs", "spilt"), ("shared", "blocks"), ("warps", "s"), ("mma", "others"), ("outside", "code"),
+    ("loads", "stores"),
+)  # fmt: skip
+_LAYER_CELLS = (("layer",), ("times", "gain"), ("forward", "backward"), ("torch", "compiled"), ("slowest by",))
+_LAYER_WIDTH = 26  # characters
 _PREDICTED = """\
 forward, backward: lightconv's kernels, each by its largest bound; torch, compiled: torch's forward and
 backward, every operator at the data sheet's rate, which cuDNN does not reach; gain: torch / lightconv
@@ -126,10 +134,12 @@ def _one_layer(config: DictConfig) -> Any:
 
 
 def _show(subject: Subject, result: "inspection.Inspection") -> None:
-    tables.show_rows(f"kernels of {subject.title}", _kernel_rows(result), dense=True)
+    kernels = [tables.stacked(row, _KERNEL_CELLS) for row in _kernel_rows(result)]
+    tables.show_rows(f"kernels of {subject.title}", kernels, dense=True)
     print(_LEGEND)
     if result.layers:
-        tables.show_rows(f"{subject.title}, predicted, µs", _layer_rows(result), dense=True)
+        predicted = [tables.stacked(_folded(row), _LAYER_CELLS) for row in _layer_rows(result)]
+        tables.show_rows(f"{subject.title}, predicted, µs", predicted, dense=True)
         print(_PREDICTED)
 
 
@@ -145,19 +155,20 @@ def _kernel_rows(result: "inspection.Inspection") -> list[dict[str, Any]]:
 def _kernel_row(report: Any, layers: int) -> dict[str, Any]:
     dragged, seconds = report.dragged, report.compile_seconds
     return {
-        "kernel": f"{report.kernel}\n{report.tile}",
-        "uses": layers,
+        "kernel": f"{report.kernel} x{layers}" if layers > 1 else report.kernel,
+        "tile": report.tile,
         "regs": report.registers,
         "spilt": report.spilled,
-        "KiB": f"{report.shared / 1024:.0f}",
+        "shared": f"{report.shared / 1024:.0f}",
         "blocks": report.blocks,
         "warps": f"{report.occupancy:.0%}",
+        "s": "" if seconds is None else f"{seconds:.1f}",
         "mma": report.matrix or "",
         "others": "" if dragged is None else f"{dragged:.1f}",
         "outside": str(report.outside),
+        "code": f"{report.code_bytes / 1024:.0f}",
         "loads": report.loads.replace(" ", "/"),
-        "code": f"{report.code_bytes / 1024:.0f}K",
-        "s": "" if seconds is None else f"{seconds:.1f}",
+        "stores": report.stores.replace(" ", "/"),
     }
 
 
@@ -187,6 +198,11 @@ def _figures(name: str, times: int, seconds: Any, bound: str) -> dict[str, Any]:
         "gain": f"{seconds['eager'] / ours:.2f}",
         "slowest by": bound,
     }
+
+
+def _folded(row: dict[str, Any]) -> dict[str, Any]:
+    lines = (part for line in row["layer"].splitlines() for part in textwrap.wrap(line, _LAYER_WIDTH))
+    return row | {"layer": "\n".join(lines)}
 
 
 def _print_listings(found: Sequence[Found], wanted: str) -> None:

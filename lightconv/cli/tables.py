@@ -50,6 +50,11 @@ def show_rows(title: str, rows: Sequence[Mapping[str, Any]], dense: bool = False
     console.print(table)
 
 
+def stacked(row: Mapping[str, Any], cells: Sequence[Sequence[str]]) -> dict[str, str]:
+    """A row with several of its columns above each other in a cell: as narrow as a terminal."""
+    return {"\n".join(names): "\n".join(text(row[name]) for name in names) for names in cells}
+
+
 def show_facts(title: str, rows: Sequence[Sequence[str]]) -> None:
     """Print words in columns under a title."""
     grid = Table.grid(padding=(0, 2), pad_edge=True)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from torch import fx, nn
 
 from lightconv.nn.modules import Conv2d, MaxPool2d
+from lightconv.nn.swap import class_before
 from lightconv.operators.conv_block import NON_DECREASING
 from lightconv.operators.geometry import pair
 
@@ -99,7 +100,7 @@ def _chain(name: str, convolution: nn.Conv2d, modes: Sequence["_Calls"]) -> Chai
 
 def _obstacle(module: nn.Module) -> str | None:
     """Why a module might do something else than its class is known for."""
-    kind = type(module)
+    kind = class_before(module)
     if any(getattr(module, hooks) for hooks in _HOOKS):
         return f"{kind.__name__} has hooks, which would see other maps"
     if "forward" in vars(module):

@@ -128,6 +128,11 @@ class _Swapped:
         return rebuild, (self._original, *arguments), *state
 
 
+def class_before(module: nn.Module) -> type[nn.Module]:
+    """A module's class as it was before `swap`."""
+    return module._original if isinstance(module, _Swapped) else type(module)
+
+
 @functools.cache
 def _swapped_class(original: Any) -> Any:
     ours = Conv2d if issubclass(original, nn.Conv2d) else MaxPool2d

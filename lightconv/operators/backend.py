@@ -113,7 +113,22 @@ def _checked(name: str) -> str:
     return name
 
 
-_backend = _checked(os.environ.get("LIGHTCONV_BACKEND", "auto"))
+_backend = os.environ.get("LIGHTCONV_BACKEND", "auto")
+_mistake: InputError | None = None  # in the environment: told at the first call, since an import can only fail
+try:
+    _checked(_backend)
+except InputError as error:
+    _mistake = InputError(f"LIGHTCONV_BACKEND: {error}")
+
+
+def check_environment() -> None:
+    """Make sure that a default can be served.
+
+    Raises:
+        InputError: if LIGHTCONV_BACKEND names an unknown backend, or "triton" where Triton is not installed.
+    """
+    if _mistake is not None:
+        raise _mistake
 
 
 @contextmanager
@@ -136,6 +151,8 @@ def use_backend(name: str) -> Iterator[None]:
 
 def wants_kernels(device: str) -> bool:
     """Whether the current backend may ask for kernels on a device: the quick way out for everybody else."""
+    if _mistake is not None:
+        raise _mistake
     return _backend == "triton" or (_backend == "auto" and device == "cuda")
 
 

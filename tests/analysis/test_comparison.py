@@ -16,8 +16,8 @@ from lightconv.nn import ConvBlock, MaxPool2d
 
 HEALTHY = {
     "layer": "conv1", "operator": "conv_block", "kernel": "implicit_gemm",
-    "tile": "128x128x32 pointers", "loads": "128", "registers": 160, "spilled": 0, "shared": 32768, "blocks": 2,
-    "occupancy": 0.25, "matrix": 32, "others": 64, "divisions": 0, "outside": 800, "code_bytes": 14336,
+    "tile": "128x128x32 pointers", "loads": "128", "stores": "128", "registers": 160, "spilled": 0, "shared": 32768,
+    "blocks": 2, "occupancy": 0.25, "matrix": 32, "others": 64, "divisions": 0, "outside": 800, "code_bytes": 14336,
     "seconds": 1e-3, "bound": "issue",
 }  # fmt: skip
 NAME = "conv1 conv_block implicit_gemm"
@@ -35,6 +35,7 @@ WORSE = {
     "spilled": {"spilled": 8},
     "blocks": {"blocks": 1},
     "loads": {"loads": "128 16"},
+    "stores": {"stores": "128 8"},
     "matrix": {"matrix": 0},
     "dragged": {"others": 65},
     "divisions": {"divisions": 1},
@@ -49,6 +50,11 @@ def test_a_worse_figure_is_worse_and_the_way_back_is_better(figure):
     assert verdicts(HEALTHY, worse) == dict.fromkeys(alone, "worse")
     assert verdicts(worse, HEALTHY) == dict.fromkeys(alone, "better")
     assert verdicts(worse, worse) == {}
+
+
+def test_what_was_written_before_a_figure_existed_says_nothing_about_it():
+    before = {figure: value for figure, value in HEALTHY.items() if figure != "stores"}
+    assert verdicts(before, report(stores="16")) == {}
 
 
 def test_the_same_layer_on_two_gpus_is_two_kernels():

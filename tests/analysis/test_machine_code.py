@@ -12,6 +12,7 @@ from lightconv.analysis.machine_code import (
     main_loop,
     marked,
     multiply_adds,
+    store_bits,
 )
 
 SPIN = "SYNCS.PHASECHK.TRANS64.TRYWAIT P3, [UR9+0x14020], R14"
@@ -245,6 +246,26 @@ def test_how_much_a_load_brings(opcode, bits):
     instruction = Instruction(0, opcode, "", None, True)
     assert bits_loaded(instruction) == bits
     assert load_bits((instruction,)) == ((bits,) if bits else ())
+
+
+@pytest.mark.parametrize(
+    ("opcode", "bits"),
+    [
+        ("STG.E", 32),
+        ("STG.E.U16", 16),
+        ("STG.E.U8", 8),
+        ("STG.E.128", 128),
+        ("LDG.E.128", 0),
+        ("STS.128", 0),
+        ("UTMASTG.4D", 0),
+        ("global_store_dwordx4", 128),
+        ("buffer_store_short", 16),
+        ("global_store_byte", 8),
+        ("global_load_dwordx4", 0),
+    ],
+)
+def test_how_much_a_store_takes(opcode, bits):
+    assert store_bits((Instruction(0, opcode, "", None, True),)) == ((bits,) if bits else ())
 
 
 def test_widths_are_listed_once_from_wide_to_narrow():

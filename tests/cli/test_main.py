@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -30,3 +31,13 @@ def test_every_verb_has_a_function_and_a_config(lightconv, capsys, verb):
 def test_help_is_quick():
     code = "import sys; from lightconv.cli import main; main([]); assert 'lightning' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_mistake_in_the_environment_is_told_without_a_traceback(verb):
+    call = [sys.executable, "-c", f"from lightconv.cli import main; main([{verb!r}])"]
+    done = subprocess.run(
+        call, env=os.environ | {"LIGHTCONV_BACKEND": "fast"}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: LIGHTCONV_BACKEND: unknown backend 'fast': choose one of auto")

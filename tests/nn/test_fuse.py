@@ -520,3 +520,28 @@ def test_known_networks_are_fused_and_unfused_without_a_difference(name):
         assert classes(model) == kinds
         assert_same(model(x), before, exactly=True)
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+def test_what_was_swapped_before_is_fused_and_comes_back_swapped():
+    model = normalised()
+    plain = copy.deepcopy(model)
+    lc.swap(model)
+    swapped = classes(model)
+    assert [row.block for row in lc.fuse(model).rows] == [row.block for row in lc.fuse(plain).rows]
+    assert_same(model(images()), plain(images()), exactly=True)
+    lc.unfuse(model)
+    assert classes(model) == swapped
+    lc.restore(model)
+    assert classes(model) == classes(normalised())
+
+
+def test_what_was_fused_before_is_left_by_a_swap_and_the_rest_follows():
+    model = chain(conv(), nn.ReLU(), nn.Conv2d(6, 3, 1), nn.Flatten())
+    before = classes(model)
+    expected = model(images())
+    lc.fuse(model)
+    assert list(lc.swap(model).swapped) == ["2"]
+    assert_same(model(images()), expected)
+    lc.restore(model)
+    lc.unfuse(model)
+    assert classes(model) == before
