@@ -39,8 +39,11 @@ class Block(NamedTuple):
 
     def by_torch(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Convolution, activation, pooling; pooling first where rounding makes activations of a window equal."""
-        # contiguous: torch 2.14 crashes on some groups of one-pixel-wide images with a channels_last weight
-        maps = F.conv2d(input.contiguous(), weight.contiguous(), bias, *self[3:7])
+        # contiguous: torch 2.14 crashes on some groups of one-pixel-wide images with a channels_last weight; in float32,
+        # without oneDNN: on CPUs with matrix units its bfloat16 gives NaN also to pixels that do not see one
+        wide = (None if t is None else t.contiguous().float() for t in (input, weight, bias))
+        with torch.backends.mkldnn.flags(enabled=False):
+            maps = F.conv2d(*wide, *self[3:7]).to(input.dtype)
         activate = ACTIVATIONS[self.activation]
         result, after = F.max_pool2d(activate(maps), self.pool, return_indices=True)
         pooled, before = F.max_pool2d(maps, self.pool, return_indices=True)
