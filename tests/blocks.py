@@ -39,8 +39,8 @@ class Block(NamedTuple):
 
     def by_torch(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Convolution, activation, pooling; pooling first where rounding makes activations of a window equal."""
-        # contiguous: torch 2.14 crashes on some groups of one-pixel-wide images with a channels_last weight; in float32,
-        # without oneDNN: on CPUs with matrix units its bfloat16 gives NaN also to pixels that do not see one
+        # contiguous: torch 2.14 crashes on some groups of one-pixel-wide images with a channels_last weight. In
+        # float32, without oneDNN: on CPUs with matrix units its bfloat16 gives NaN also to pixels that do not see one
         wide = (None if t is None else t.contiguous().float() for t in (input, weight, bias))
         with torch.backends.mkldnn.flags(enabled=False):
             maps = F.conv2d(*wide, *self[3:7]).to(input.dtype)

@@ -62,7 +62,7 @@ _FLATTENED_TILES = {
 _FLATTENED_MFMA = {"half": (Tile(64, 32, 16, 8, 1),), "ieee": _FLATTENED_TILES["ieee"]}
 FLATTENED_TILES: Table = dict.fromkeys(ARCHITECTURES, _FLATTENED_TILES) | {"gfx942": _FLATTENED_MFMA}
 
-_STEPS = 4  # of a row, for its loads to run ahead
+_STEPS = 4  # of a row of rectangles, if the map has as many
 ONES = tl.constexpr(16)  # columns by which the bias is summed, the fewest that a product takes
 
 
@@ -190,7 +190,7 @@ def plan(
             tile = fitting(CAREFUL_TILES[architecture][kind], filters, columns)[0]
     column_blocks = triton.cdiv(columns, tile.columns) * (1 if flattened else r * s)
     blocks = (column_blocks, triton.cdiv(filters, tile.rows), groups)
-    patch_w = _patch_width(size, tile.depth)
+    patch_w = _patch_width(size, tile)
     rows = images * triton.cdiv(size[0], tile.depth // patch_w)
     pixels_a_term = images * math.prod(size) // (r * s * min(filters, channels))
     parts = min(rows, splits_of(math.prod(blocks), pixels_a_term, architecture))
@@ -198,12 +198,13 @@ def plan(
     return Plan(tile, flattened, patch_w, blocks, units, triton.cdiv(rows, units))
 
 
-def _patch_width(size: Pair, pixels: int) -> int:
-    """Columns of the rectangle of so many pixels that hangs least over the map, and leaves a row some steps."""
-    widths = [1 << shift for shift in range(pixels.bit_length())]
-    covered = {w: math.prod(triton.cdiv(n, s) * s for n, s in zip(size, (pixels // w, w), strict=True)) for w in widths}
-    # loads run ahead within a row, and a wide rectangle reads memory in its order
-    return min(widths, key=lambda w: (covered[w], -min(triton.cdiv(size[1], w), _STEPS), -w))
+def _patch_width(size: Pair, tile: Tile) -> int:
+    """Columns of the rectangle that hangs least over the map; of such the widest, which reads memory in its order."""
+    steps = _STEPS if tile.stages > 1 else 1  # of a row, for its loads to run ahead
+    widths = [1 << shift for shift in range(tile.depth.bit_length())]
+    sides = {w: (tile.depth // w, w) for w in widths}
+    covered = {w: math.prod(triton.cdiv(n, s) * s for n, s in zip(size, sides[w], strict=True)) for w in widths}
+    return min(widths, key=lambda w: (covered[w], -min(triton.cdiv(size[1], w), steps), -w))
 
 
 def plans(
