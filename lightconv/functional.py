@@ -209,7 +209,7 @@ def conv_block(
             return output.squeeze(0) if input.dim() == 3 else output
     maps = conv2d(input, weight, bias, stride, padding, dilation, groups)
     if size == (1, 1):
-        return activate(maps)
+        return torch.relu_(maps) if activation == "relu" else activate(maps)  # the map is nobody else's
     if activation in _conv_block.NON_DECREASING:
         return activate(max_pool2d(maps, pool))
     return max_pool2d(activate(maps), pool)

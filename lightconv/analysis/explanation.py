@@ -15,7 +15,7 @@ from lightconv.analysis.traffic import on_meta
 from lightconv.errors import InputError
 from lightconv.kernels import choices
 from lightconv.nn import Conv2d, ConvBlock, MaxPool2d
-from lightconv.nn.fuse import acts_as
+from lightconv.nn.fuse import Fused, acts_as, apart_since
 from lightconv.nn.swap import refusal as swap_refusal
 from lightconv.operators import backend, conv2d, conv_block, max_pool2d
 from lightconv.operators.geometry import Window, convolution_window, output_sizes, pair, pooling_window
@@ -120,10 +120,11 @@ def _calls(model: nn.Module, inputs: Any) -> list[tuple[str, nn.Module, Tensor]]
 
 
 def _row(name: str, module: nn.Module, input: Tensor, refusal: str | None, architecture: str) -> Row:
-    kind = acts_as(module).__name__
-    if refusal is not None or not issubclass(acts_as(module), Conv2d | MaxPool2d):
-        reason = refusal or swap_refusal(module) or "a layer of torch.nn: lightconv.swap changes it"
-        return Row(name, kind, "torch", "", reason)
+    acts = acts_as(module, input)
+    kind = acts.__name__
+    if refusal is not None or not issubclass(acts, Conv2d | MaxPool2d):
+        reason = apart_since(module, input) if isinstance(module, Fused) else swap_refusal(module)
+        return Row(name, kind, "torch", "", refusal or reason or "a layer of torch.nn: lightconv.swap changes it")
     images = input.unsqueeze(0) if input.dim() == 3 else input
     if isinstance(module, MaxPool2d):
         return Row(name, kind, *_max_pool2d(module, images))
@@ -140,7 +141,7 @@ def _convolution(module: Conv2d, images: Tensor, architecture: str) -> tuple[str
     window, extra = call
     images = nn.functional.pad(images, (0, extra[1], 0, extra[0]))
     composed = ""
-    if isinstance(module, ConvBlock) and acts_as(module) is not Conv2d:
+    if isinstance(module, ConvBlock) and acts_as(module, images) is not Conv2d:
         pool = pair(module.pool)
         if pool is None:
             return "torch", "", "unusual arguments"

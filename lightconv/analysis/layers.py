@@ -164,11 +164,12 @@ def _as_ours(calls: list[_Call]) -> tuple[nn.Module, nn.Module]:
     """A layer as lightconv's module and as torch's, on the same parameters."""
     module: Any = calls[0].module
     activation, pool = _chain(calls)
-    if issubclass(acts_as(module), ConvBlock):
+    acts = acts_as(module, calls[0].given)
+    if issubclass(acts, ConvBlock):
         activation, pool = module.activation, pair(module.pool) or (1, 1)
     if activation is None:
         pools = isinstance(module, nn.MaxPool2d)
-        return _of_class(module, MaxPool2d if pools else Conv2d), _of_class(module, acts_as(module))
+        return _of_class(module, MaxPool2d if pools else Conv2d), _of_class(module, acts)
     block = _of_class(module, ConvBlock, activation=activation, pool=pool)
     parts = [_of_class(module, nn.Conv2d), _MODULES[activation]()]
     return block, nn.Sequential(*parts, *([nn.MaxPool2d(pool)] if pool != (1, 1) else []))

@@ -1,5 +1,6 @@
 """Turn convolution, normalisation, activation and pooling of an existing model into blocks, in place and back."""
 
+import math
 from collections import Counter
 from typing import Any, NamedTuple
 
@@ -72,11 +73,19 @@ class FusedConv2d(Fused, ConvBlock):
     absorbed: tuple[Fused, ...]
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self.apart:
-            return self.unfused._conv_forward(self, input, weight, bias)
+        if self.apart or not self.folds(input):
+            maps = self.unfused._conv_forward(self, input, weight, bias)
+            for module in () if self.apart else self.absorbed:
+                maps = module.unfused.forward(module, maps)
+            return maps
         for norm in self.norms:
             weight, bias = _folded(weight, bias, norm)
         return super()._conv_forward(input, weight, bias)
+
+    def folds(self, input: Tensor) -> bool:
+        """Whether a filter's terms, into which a BatchNorm2d is multiplied, are fewer than the pixels of its map."""
+        pixels = math.prod(input.shape[-2:]) // math.prod(self.stride)
+        return len(self.norms) == 0 or math.prod(self.weight.shape[1:]) <= pixels
 
 
 class _Absorbed(Fused):
@@ -103,8 +112,8 @@ def fuse(model: nn.Module) -> Fusion:
     (``F.relu``, ``+``) cannot be taken out of it, and stays.
 
     A chain with BatchNorm2d is fused in evaluation; while the BatchNorm2d is in training each module computes its own
-    part. Its statistics are multiplied into the filters anew in each call, so that they are never out of date: that
-    pays where maps weigh more than filters, from a few images on.
+    part. Its statistics are multiplied into the filters anew in each call, so that they are never out of date; where
+    a filter has more terms than its map has pixels, that would cost more than it saves: they are applied to the map.
 
     Fuse last: what is registered, replaced or called by itself within a chain afterwards meets other maps. A forward
     that torch.fx cannot trace is expected to call those of its submodules that have modules within as a whole; others
@@ -142,11 +151,19 @@ def unfuse(model: nn.Module) -> None:
                 module.__class__ = kind
 
 
-def acts_as(module: nn.Module) -> type[nn.Module]:
-    """The class that says what a module computes at the moment, fused or not."""
-    if not isinstance(module, Fused) or module.apart:
+def acts_as(module: nn.Module, images: Tensor | None = None) -> type[nn.Module]:
+    """The class that says what a module computes at the moment, of these images if they are given, fused or not."""
+    if not isinstance(module, Fused) or apart_since(module, images):
         return getattr(module, "unfused", type(module))
     return ConvBlock if isinstance(module, FusedConv2d) else nn.Identity
+
+
+def apart_since(module: Fused, images: Tensor | None = None) -> str | None:
+    """Why the modules of a fused chain compute their own parts; None if they do not."""
+    if module.apart:
+        return "in training, BatchNorm2d needs its map"
+    folds = images is None or not isinstance(module, FusedConv2d) or module.folds(images)
+    return None if folds else "BatchNorm2d is applied to the map, which is smaller than a filter"
 
 
 def _row(chain: Chain) -> Row:

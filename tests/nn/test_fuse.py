@@ -376,6 +376,10 @@ def test_explain_and_found_take_a_block_for_a_block():
     assert [(row.name, row.layer) for row in rows] == [("0", "ConvBlock")]
     rows = lc.explain(fused(normalised()).train(), images()).rows
     assert [(row.name, row.layer) for row in rows] == [("0", "Conv2d"), ("3", "MaxPool2d")]
+    assert "in training" in rows[0].reason
+    (row,) = lc.explain(fused(normalised()), images()[..., :5, :5]).rows
+    assert row.layer == "Conv2d"
+    assert "smaller than a filter" in row.reason
     layers = found(fused(normalised()), images())
     assert [(layer.name, layer.module.pool) for layer in layers] == [("0", (2, 2))]
 
@@ -545,3 +549,11 @@ def test_what_was_fused_before_is_left_by_a_swap_and_the_rest_follows():
     lc.restore(model)
     lc.unfuse(model)
     assert classes(model) == before
+
+
+def test_of_a_map_smaller_than_its_filters_the_statistics_are_applied_to_the_map():
+    model = chain(conv(), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2))
+    small, large = torch.randn(2, 3, 4, 4), images()  # 16 and 72 pixels, filters of 27 terms
+    assert_same(fused(model)(small), model(small), exactly=True)
+    assert_same(fused(model)(large), model(large))
+    assert not torch.equal(fused(model)(large), model(large)), "folded, it is rounded differently"
