@@ -347,11 +347,15 @@ def _show_published() -> None:
     print(f"the error's size is {published.median_error(compared):.0%} in the median")
 
 
+def _readable(value: Any) -> Any:
+    return f"{value:.3g}" if isinstance(value, float) else value  # seconds of a kernel are millionths
+
+
 def _show_changes(before: dict[str, Any], after: dict[str, Any]) -> None:
     found = changes(before["kernels"], after["kernels"])
     if not found:
         print("every kernel is what it was")
         return
-    tables.show_rows("what changed", [change._asdict() for change in found])
+    tables.show_rows("what changed", [{name: _readable(value) for name, value in c._asdict().items()} for c in found])
     if any(change.verdict == "worse" for change in found):
         sys.exit(1)

@@ -228,16 +228,15 @@ def _flattened_product(
 ):  # fmt: skip
     """Taps and channels in one short loop, each row's columns gathered from as many places."""
     accumulator = tl.zeros((row_in.shape[0], k.shape[0]), tl.float32)
-    top, left = (i * stride[0] - padding[0])[:, None], (j * stride[1] - padding[1])[:, None]
-    corner = (n * x_strides[0])[:, None] + top * x_strides[2] + left * x_strides[3]
     for t0 in tl.range(0, R * S * CHANNELS, DEPTH, num_stages=1):
         t, t_in = columns_of(t0, R * S * CHANNELS, DEPTH, False, INDEX)
         c, r, s = t % CHANNELS, t // CHANNELS // S, t // CHANNELS % S
-        down, right = r * dilation[0], s * dilation[1]
-        h, v = top + down[None, :], left + right[None, :]
+        h = (i * stride[0] - padding[0])[:, None] + (r * dilation[0])[None, :]
+        v = (j * stride[1] - padding[1])[:, None] + (s * dilation[1])[None, :]
         inside = row_in[:, None] & t_in[None, :] & (h >= 0) & (h < x_size[0]) & (v >= 0) & (v < x_size[1])
-        ahead = down * x_strides[2] + right * x_strides[3] + (first_channel + c) * x_strides[1]
-        x_tile = tl.load(x + tl.where(inside, corner + ahead[None, :], 0), mask=inside, other=0.0)
+        h, v = tl.where(inside, h, 0), tl.where(inside, v, 0)
+        x_offset = (n * x_strides[0])[:, None] + h * x_strides[2] + v * x_strides[3]
+        x_tile = tl.load(x + x_offset + ((first_channel + c) * x_strides[1])[None, :], mask=inside, other=0.0)
         w_tap = c * w_strides[1] + r * w_strides[2] + s * w_strides[3]
         w_offset = w_tap[:, None] + (k * w_strides[0])[None, :]
         w_tile = tl.load(w + w_offset, mask=t_in[:, None] & k_in[None, :], other=0.0)

@@ -32,7 +32,7 @@ DRAGGED = {
     "fused, flattened": (35, 19, 290, 141, 58),
     "fused, flattened, one step": (35, 19, 290, 141, 58),
     "fused, flattened, contiguous": (42, 22, 346, 167, 59),
-    "flattened, far": (88, 45, 438, 217, 67),
+    "flattened, far": (100, 51, 483, 240, 78),
     "gradient": (2.7, 3.8, 32, 33, 11),
     "gradient, strided": (3.1, 3.8, 32, 39, 11),
     "gradient, far": (15, 9.1, 106, 60, 22),

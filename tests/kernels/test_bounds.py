@@ -261,7 +261,7 @@ POOL_TO_FEW = partial(pool, (1, 1, 4, 6), kernel=2, stride=2, padding=0)
 FEW_CHANNELS = partial(convolve, (2, 3, 5, 7), (3, 3, 4, 4), stride=2, padding=2)
 MANY_CHANNELS = partial(convolve, (2, 17, 5, 7), (3, 17, 4, 4), stride=2, padding=2)
 DEPTHWISE = partial(convolve, (2, 3, 5, 7), (3, 1, 4, 4), stride=2, padding=2, groups=3)
-SPLIT = partial(convolve, (2, 1, 8, 7), (2, 1, 2, 2), stride=1, padding=0)  # the sum of the weight's gradient
+SPLIT = partial(convolve, (2, 1, 8, 8), (2, 1, 2, 2), stride=1, padding=0)  # the sum of the weight's gradient
 
 
 class Mutation(NamedTuple):
@@ -286,7 +286,7 @@ MUTATIONS = [
     Mutation("implicit_gemm", "h_in = row_in & (h >= 0)", "h_in = row_in", MANY_CHANNELS),
     Mutation("implicit_gemm", "& (h < x_size[0])\n", "\n", MANY_CHANNELS),
     Mutation("implicit_gemm", "inside = h_in & (v >= 0)", "inside = h_in", MANY_CHANNELS),
-    Mutation("implicit_gemm", "tl.where(inside, corner + ahead[None, :], 0)", "corner + ahead[None, :]", FEW_CHANNELS),
+    Mutation("implicit_gemm", "tl.where(inside, h, 0), tl.where(inside, v, 0)", "h, v", FEW_CHANNELS),
     Mutation("implicit_gemm", "(h >= 0) & (h < x_size[0]) & (v", "(h < x_size[0]) & (v", FEW_CHANNELS),
     Mutation("implicit_gemm", "tl.where(h_in, h, 0)", "h", MANY_CHANNELS),
     Mutation("implicit_gemm", "v = tl.where(inside, v, 0)", "v = v", MANY_CHANNELS),
