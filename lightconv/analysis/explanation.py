@@ -15,7 +15,7 @@ from lightconv.analysis.traffic import on_meta
 from lightconv.errors import InputError
 from lightconv.kernels import choices
 from lightconv.nn import Conv2d, ConvBlock, MaxPool2d
-from lightconv.nn.fuse import Fused, acts_as, apart_since
+from lightconv.nn.fuse import acts_as
 from lightconv.nn.swap import refusal as swap_refusal
 from lightconv.operators import backend, conv2d, conv_block, max_pool2d
 from lightconv.operators.geometry import Window, convolution_window, output_sizes, pair, pooling_window
@@ -123,8 +123,8 @@ def _row(name: str, module: nn.Module, input: Tensor, refusal: str | None, archi
     acts = acts_as(module, input)
     kind = acts.__name__
     if refusal is not None or not issubclass(acts, Conv2d | MaxPool2d):
-        reason = apart_since(module, input) if isinstance(module, Fused) else swap_refusal(module)
-        return Row(name, kind, "torch", "", refusal or reason or "a layer of torch.nn: lightconv.swap changes it")
+        reason = refusal or swap_refusal(module) or "a layer of torch.nn: lightconv.swap changes it"
+        return Row(name, kind, "torch", "", reason)
     images = input.unsqueeze(0) if input.dim() == 3 else input
     if isinstance(module, MaxPool2d):
         return Row(name, kind, *_max_pool2d(module, images))

@@ -36,6 +36,8 @@ def export(config: DictConfig) -> None:
     data.setup("test")
     images = next(iter(data.test_dataloader()))[0]
     output = Path(config.output or directory)
+    if output.is_file():
+        raise InputError(f"output={output} is a file: give a directory, for model.{formats[0]}")
     output.mkdir(parents=True, exist_ok=True)
     with use_backend("reference"), torch.no_grad():  # torch's own operators: nothing of lightconv is in the graph
         rows = write(task.model, images, [output / f"model.{name}" for name in formats])
@@ -67,6 +69,8 @@ def check_formats(formats: list[str]) -> None:
     Raises:
         InputError: for an unknown format, or where a package is missing.
     """
+    if not formats:
+        raise InputError("formats=[]: choose pt2, onnx or both, [pt2,onnx]")
     for name in formats:
         if name not in _PACKAGES:
             raise InputError(f"formats={name}: choose pt2, onnx or both, [pt2,onnx]")

@@ -4,6 +4,7 @@ torch.fx says who reads which map, in training and in evaluation. A forward that
 it calls is unknown, but each of its submodules, an nn.Sequential for instance, is traced by itself.
 """
 
+import copy
 import inspect
 import operator
 from collections import Counter
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from itertools import takewhile
 from typing import Any, NamedTuple
 
+import torch
 from torch import fx, nn
 
 from lightconv.nn.modules import Conv2d, MaxPool2d
@@ -282,9 +284,14 @@ class _Tracer(fx.Tracer):
 def _as_it_was(model: nn.Module) -> Iterator[None]:
     """Give every module its attributes back: a forward may set some, and tracing means to call it."""
     before: list[tuple[nn.Module, dict[str, Any]]] = [(module, dict(vars(module))) for module in model.modules()]
+    held = [(v, copy.copy(v)) for _, attributes in before for v in attributes.values() if type(v) in {dict, list, set}]
     try:
-        yield
+        with torch.random.fork_rng(devices=()):
+            yield
     finally:
+        for holder, content in held:
+            holder.clear()
+            holder.extend(content) if isinstance(holder, list) else holder.update(content)
         for module, attributes in before:
             vars(module).clear()
             vars(module).update(attributes)

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from lightconv.errors import InputError
 from lightconv.nn.chains import ACTIVATIONS, Chain, activation_of, chains
-from lightconv.nn.modules import ConvBlock
+from lightconv.nn.modules import Conv2d, ConvBlock, MaxPool2d
+from lightconv.nn.swap import class_before, exchange
 from lightconv.operators.geometry import pair
 
 _ATTRIBUTES = ("unfused", "norms", "absorbed", "activation", "pool")
@@ -70,13 +71,13 @@ class Fused(nn.Module):
 class FusedConv2d(Fused, ConvBlock):
     """A convolution that also computes what follows it: the modules ``absorbed``, also in a tuple."""
 
-    absorbed: tuple[Fused, ...]
+    absorbed: tuple["_Absorbed", ...]
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.apart or not self.folds(input):
-            maps = self.unfused._conv_forward(self, input, weight, bias)
+            maps = Conv2d._conv_forward(self, input, weight, bias)
             for module in () if self.apart else self.absorbed:
-                maps = module.unfused.forward(module, maps)
+                maps = module.alone(maps)
             return maps
         for norm in self.norms:
             weight, bias = _folded(weight, bias, norm)
@@ -85,20 +86,26 @@ class FusedConv2d(Fused, ConvBlock):
     def folds(self, input: Tensor) -> bool:
         """Whether a filter's terms, into which a BatchNorm2d is multiplied, are fewer than the pixels of its map."""
         pixels = math.prod(input.shape[-2:]) // math.prod(self.stride)
-        return len(self.norms) == 0 or math.prod(self.weight.shape[1:]) <= pixels
+        fewer: Any = math.prod(self.weight.shape[1:]) <= pixels
+        # of images whose size torch.export leaves open either is right, and asking would fix it
+        return len(self.norms) == 0 or isinstance(fewer, torch.SymBool) or fewer
 
 
 class _Absorbed(Fused):
     """Hands on what the convolution before it has computed already."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.unfused.forward(self, input) if self.apart else input
+        return self.alone(input) if self.apart else input
+
+    def alone(self, input: Tensor) -> Tensor:
+        """Compute its own part."""
+        return super().forward(input)
 
 
 # a subclass of each, so that isinstance holds; pickle finds it by its name in this module
 _ABSORBED = {
     kind: type(f"Absorbed{kind.__name__}", (_Absorbed, kind), {"__module__": __name__})
-    for kind in (nn.BatchNorm2d, nn.MaxPool2d, *ACTIVATIONS)
+    for kind in (nn.BatchNorm2d, MaxPool2d, *ACTIVATIONS)
 }
 globals().update({kind.__name__: kind for kind in _ABSORBED.values()})
 
@@ -114,6 +121,10 @@ def fuse(model: nn.Module) -> Fusion:
     A chain with BatchNorm2d is fused in evaluation; while the BatchNorm2d is in training each module computes its own
     part. Its statistics are multiplied into the filters anew in each call, so that they are never out of date; where
     a filter has more terms than its map has pixels, that would cost more than it saves: they are applied to the map.
+
+    A forward is read once, as attributes and arguments are set by default. Unfuse before such an attribute changes, a
+    map within a chain is looked at, its modules are converted (SyncBatchNorm), the model is scripted, or pickled for
+    where lightconv is not installed. What `swap` changed is of torch.nn again then.
 
     Fuse last: what is registered, replaced or called by itself within a chain afterwards meets other maps. A forward
     that torch.fx cannot trace is expected to call those of its submodules that have modules within as a whole; others
@@ -145,25 +156,20 @@ def unfuse(model: nn.Module) -> None:
     for convolution in model.modules():
         if isinstance(convolution, FusedConv2d):
             for module in (*convolution.absorbed, convolution):
-                kind = module.unfused
+                fused = next(kind for kind in (FusedConv2d, *_ABSORBED.values()) if isinstance(module, kind))
+                exchange(module, fused, module.unfused)
                 for name in _ATTRIBUTES:
                     vars(module).pop(name, None)
-                module.__class__ = kind
 
 
 def acts_as(module: nn.Module, images: Tensor | None = None) -> type[nn.Module]:
     """The class that says what a module computes at the moment, of these images if they are given, fused or not."""
-    if not isinstance(module, Fused) or apart_since(module, images):
-        return getattr(module, "unfused", type(module))
-    return ConvBlock if isinstance(module, FusedConv2d) else nn.Identity
-
-
-def apart_since(module: Fused, images: Tensor | None = None) -> str | None:
-    """Why the modules of a fused chain compute their own parts; None if they do not."""
-    if module.apart:
-        return "in training, BatchNorm2d needs its map"
-    folds = images is None or not isinstance(module, FusedConv2d) or module.folds(images)
-    return None if folds else "BatchNorm2d is applied to the map, which is smaller than a filter"
+    if not isinstance(module, Fused):
+        return type(module)
+    if isinstance(module, FusedConv2d):
+        apart = module.apart or not (images is None or module.folds(images))
+        return Conv2d if apart else ConvBlock
+    return next(kind for kind in _ABSORBED if isinstance(module, kind)) if module.apart else nn.Identity
 
 
 def _row(chain: Chain) -> Row:
@@ -177,11 +183,12 @@ def _absorb(chain: Chain) -> None:
     pool = next((pair(m.kernel_size) for m in chain.absorbed if isinstance(m, nn.MaxPool2d)), (1, 1))
     _become(*(chain.convolution, FusedConv2d), norms=norms, absorbed=chain.absorbed, activation=activation, pool=pool)
     for module in chain.absorbed:
-        _become(module, next(kind for parent, kind in _ABSORBED.items() if isinstance(module, parent)), norms=norms)
+        base = MaxPool2d if isinstance(module, nn.MaxPool2d) else type(module)
+        _become(module, _ABSORBED[base], norms=norms)
 
 
 def _become(module: nn.Module, kind: type[nn.Module], **attributes: Any) -> None:
-    vars(module).update(attributes, unfused=type(module))
+    vars(module).update(attributes, unfused=class_before(module))
     module.__class__ = kind
 
 

@@ -60,7 +60,7 @@ def swap(
     if not layers:
         raise InputError(
             f"nothing to swap: {type(model).__name__} has no torch.nn.Conv2d or MaxPool2d (those within a ScriptModule "
-            "or an exported program cannot be changed: swap before)"
+            "or an exported program cannot be changed)"
         )
     wanted, unwanted = _fitting(layers, include), _fitting(layers, exclude)
     reasons = {
@@ -73,7 +73,7 @@ def swap(
         raise InputError(f"nothing to swap in {type(model).__name__}: {report}")
     for layer in report.swapped.values():
         original: Any = type(layer).__bases__[-1] if is_parametrized(layer) else type(layer)
-        _exchange(layer, original, _swapped_class(original))
+        exchange(layer, original, _swapped_class(original))
     return report
 
 
@@ -81,22 +81,24 @@ def restore(model: nn.Module) -> None:
     """Give every layer of a model that `swap` changed its class back; what else is lightconv's stays."""
     for module in model.modules():
         if isinstance(module, _Swapped):
-            _exchange(module, _swapped_class(module._original), module._original)
+            exchange(module, _swapped_class(module._original), module._original)
 
 
 def _fitting(layers: dict[str, nn.Module], patterns: Pattern | Iterable[Pattern]) -> set[str]:
     """The names of the layers that fit at least one pattern."""
     fitting = set()
     for pattern in [patterns] if isinstance(patterns, str | type) else patterns:
-        names = {
-            name
-            for name, layer in layers.items()
-            if (fnmatchcase(name, pattern) if isinstance(pattern, str) else isinstance(layer, pattern))
-        }
+        names = {name for name, layer in layers.items() if _fits(name, layer, pattern)}
         if not names:
             raise InputError(f"{pattern!r} fits no convolution or max-pooling; there are {', '.join(layers)}")
         fitting |= names
     return fitting
+
+
+def _fits(name: str, layer: nn.Module, pattern: Pattern) -> bool:
+    if isinstance(pattern, str):
+        return name == pattern or fnmatchcase(name, pattern)
+    return isinstance(layer, pattern)
 
 
 def refusal(layer: nn.Module) -> str | None:
@@ -141,7 +143,7 @@ def _swapped_class(original: Any) -> Any:
     return type(original.__name__, (_Swapped, ours, original), {**names, "_original": original})
 
 
-def _exchange(layer: nn.Module, old: type[nn.Module], new: type[nn.Module]) -> None:
+def exchange(layer: nn.Module, old: type[nn.Module], new: type[nn.Module]) -> None:
     """Exchange a layer's class, or the one beneath that torch.nn.utils.parametrize made for this layer alone."""
     own = type(layer)
     if own is not old:

@@ -210,6 +210,8 @@ def transform_refusal() -> str | None:
     """
     if torch.autograd.forward_ad._current_level >= 0:
         return "forward-mode differentiation"
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return "torch.jit.trace"
     if not torch._C._are_functorch_transforms_active():
         return None
     if torch.compiler.is_compiling():  # which transforms they are cannot be asked while Dynamo traces
