@@ -10,6 +10,7 @@ import torch
 from lightning.fabric.plugins.precision import MixedPrecision as FabricMixedPrecision
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.plugins.precision import HalfPrecision, MixedPrecision, Precision
+from lightning.pytorch.tuner import Tuner
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -319,3 +320,54 @@ def test_two_processes_train_the_same_weights(tmp_path):
         swapped, weights = trained(strategy, "swap")
         assert swapped == 2
         torch.testing.assert_close(weights, expected, rtol=0, atol=0)
+
+
+def test_lightnings_tuner_measures_what_will_train(data):
+    model = Plain(network())
+    trainer = L.Trainer(max_epochs=1, callbacks=[lc.KernelSwap()], **SILENT)
+    Tuner(trainer).lr_find(model, data, num_training=3, attr_name="rate", update_attr=False)
+    assert model.found["fit"] == 2
+    assert not any(isinstance(module, lc.nn.Conv2d) for module in model.modules())
+
+
+class ValidatesAnother(L.Callback):
+    """Runs another Trainer with the same swap in the middle of a fit."""
+
+    def __init__(self, swap, data):
+        self.swap, self.data = swap, data
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        L.Trainer(callbacks=[self.swap], **SILENT).validate(Plain(network()), self.data, verbose=False)
+
+
+def test_a_run_within_a_run_restores_its_own_module_alone(data):
+    model, swap = Plain(network()), lc.KernelSwap()
+    L.Trainer(max_epochs=1, callbacks=[swap, ValidatesAnother(swap, data)], **SILENT).fit(model, data)
+    assert model.found["fit"] == 2
+    assert not any(isinstance(module, lc.nn.Conv2d) for module in model.modules())
+
+
+def test_fabric_warns_of_a_model_without_anything_to_swap():
+    fabric = L.Fabric(accelerator="cpu", callbacks=[lc.KernelSwap()])
+    convolutional = fabric.setup(network())
+    with pytest.warns(UserWarning, match="KernelSwap: nothing to swap: Linear"):
+        fabric.setup(nn.Linear(2, 2))
+    assert isinstance(convolutional.module[0], lc.nn.Conv2d)
+
+
+class SwappingPrecision(lc.KernelPrecision, Precision):
+    include = "*0"
+
+
+def test_a_precision_plugin_restores_every_model_that_it_converted():
+    plugin, models = SwappingPrecision(), [network(), network()]
+    for model in models:
+        plugin.convert_module(model)
+    plugin.teardown()
+    assert not any(isinstance(module, lc.nn.Conv2d) for model in models for module in model.modules())
+
+
+def test_the_default_gives_way_to_a_precision_plugin_of_the_scripts_own(data):
+    model = Plain(network())
+    L.Trainer(max_epochs=1, callbacks=[DefaultKernelSwap()], plugins=[SwappingPrecision()], **SILENT).fit(model, data)
+    assert model.found["fit"] == 1, "the max-pooling is not included"

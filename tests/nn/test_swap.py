@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from support import assert_same
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.utils import parametrizations, parametrize, prune
@@ -337,3 +338,16 @@ def test_compiled_modules_notice(in_place, kernels, images):
     assert kernels_called() == 3
     lc.restore(compiled)
     assert kernels_called() == 0
+
+
+def test_a_swapped_model_can_be_traced(kernels):
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.MaxPool2d(2)).eval()
+    images = torch.randn(2, 2, 6, 6)
+    expected = model(images)
+    lc.swap(model)
+    assert_same(torch.jit.trace(model, images)(images), expected)
+
+
+def test_a_name_is_also_a_pattern_that_is_itself():
+    model = nn.ModuleDict({"conv[1]": nn.Conv2d(1, 1, 1)})
+    assert list(lc.swap(model, include="conv[1]").swapped) == ["conv[1]"]
