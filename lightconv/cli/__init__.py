@@ -5,6 +5,7 @@ import sys
 
 VERBS = {
     "train": "train a network; without arguments LeNet on real handwritten digits, in seconds on a CPU",
+    "list": "show the recipes, models, data, optimizers and schedulers there are, as one types them; what=data: some",
     "evaluate": "test a finished run's network: run=DIRECTORY",
     "export": "write a finished run's network as files that run without lightconv, .pt2 and ONNX: run=DIRECTORY",
     "inspect": "compile kernels for a GPU that is not here, judge them, predict their time, see what a change did",

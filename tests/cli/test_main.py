@@ -18,7 +18,7 @@ def test_help_lists_the_verbs_in_words(capsys, arguments):
 
 
 def test_an_unknown_verb_lists_the_known_ones():
-    with pytest.raises(SystemExit, match="unknown verb 'trian': choose one of train, evaluate"):
+    with pytest.raises(SystemExit, match="unknown verb 'trian': choose one of train, list, evaluate"):
         main(["trian"])
 
 
