@@ -70,7 +70,7 @@ class Explanation:
         return console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def explain(model: nn.Module, *inputs: Any, architecture: str | None = None) -> Explanation:
+def explain(model: nn.Module, *inputs: Any, architecture: str | None = None, **named: Any) -> Explanation:
     """Say for every convolution, block and max-pooling of a model who serves its forward pass, and why.
 
     The model runs on stand-ins without values: nothing is computed, and the GPU need not be there. What autocast would
@@ -81,11 +81,12 @@ def explain(model: nn.Module, *inputs: Any, architecture: str | None = None) -> 
         model: any module; its layers from torch.nn are listed as torch's.
         inputs: the model's arguments.
         architecture: of the GPU to explain for, such as "sm_90" or "gfx942"; by default that of the inputs' device.
+        named: the model's arguments that it takes by name.
 
     Raises:
         InputError: for an architecture that has no tiles.
     """
-    tensors = [t for t in tree_leaves(inputs) if isinstance(t, Tensor)]
+    tensors = [t for t in tree_leaves((inputs, named)) if isinstance(t, Tensor)]
     refusal, measured = None, choices.NONE
     if architecture is None:
         refusal = backend.refusal(*tensors[:1]) if tensors else "no tensor to tell the device from"
@@ -96,23 +97,28 @@ def explain(model: nn.Module, *inputs: Any, architecture: str | None = None) -> 
     elif architecture not in tiles.ARCHITECTURES:
         raise InputError(f"no tiles for architecture {architecture!r}: choose one of {', '.join(tiles.ARCHITECTURES)}")
     with choices.trying(measured), torch.set_grad_enabled(model.training):
-        rows = [_row(name, module, images, refusal, architecture) for name, module, images in _calls(model, inputs)]
+        calls = _calls(model, inputs, named)
+        rows = [_row(name, module, images, refusal, architecture) for name, module, images in calls]
     return Explanation(tuple(rows), architecture)
 
 
-def _calls(model: nn.Module, inputs: Any) -> list[tuple[str, nn.Module, Tensor]]:
+def layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The convolutions, blocks and max-poolings within a model, as it is fused at the moment."""
+    return {name: m for name, m in model.named_modules() if issubclass(acts_as(m), nn.Conv2d | nn.MaxPool2d)}
+
+
+def _calls(model: nn.Module, inputs: Any, named: dict[str, Any]) -> list[tuple[str, nn.Module, Tensor]]:
     """Every layer that a forward pass on stand-ins without values calls, and the images that it is given."""
     calls: list[tuple[str, nn.Module, Tensor]] = []
 
     def note(name: str) -> Any:
         return lambda module, given, _: calls.append((name, module, given[0]))
 
-    layers = [(name, m) for name, m in model.named_modules() if issubclass(acts_as(m), nn.Conv2d | nn.MaxPool2d)]
-    hooks = [module.register_forward_hook(note(name)) for name, module in layers]
+    hooks = [module.register_forward_hook(note(name)) for name, module in layers(model).items()]
     state = {name: on_meta(t) for name, t in (*model.named_parameters(), *model.named_buffers())}
     try:
-        with backend.use_backend("reference"):
-            functional_call(model, state, tree_map_only(Tensor, on_meta, inputs))
+        with backend.use_backend("reference"), torch.compiler.set_stance("force_eager"):
+            functional_call(model, state, *tree_map_only(Tensor, on_meta, (inputs, named)))
     finally:
         for hook in hooks:
             hook.remove()

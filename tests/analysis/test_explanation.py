@@ -65,6 +65,20 @@ def test_every_architecture_is_explained(architecture):
     assert all("fused" in row.served_by and row.tile for row in rows)
 
 
+def test_arguments_may_be_named_and_what_is_compiled_is_not_compiled_for_it():
+    class ByName(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = torch.compile(nn.Sequential(lc.nn.Conv2d(1, 4, 3), lc.nn.MaxPool2d(2)))
+
+        def forward(self, *, images):
+            return self.net(images)
+
+    with lc.use_backend("triton"):
+        rows = lc.explain(ByName(), images=torch.empty(2, 1, 8, 8), architecture="sm_90").rows
+    assert [row.served_by for row in rows] == ["implicit GEMM, flattened", "gathering"]
+
+
 def test_nothing_is_computed_and_the_model_stays_as_it_was():
     model = lc.models.LeNet()
     before = [p.clone() for p in model.parameters()]
