@@ -89,7 +89,7 @@ def explain(model: nn.Module, *inputs: Any, architecture: str | None = None, **n
     tensors = [t for t in tree_leaves((inputs, named)) if isinstance(t, Tensor)]
     refusal, measured = None, choices.NONE
     if architecture is None:
-        refusal = backend.refusal(*tensors[:1]) if tensors else "no tensor to tell the device from"
+        refusal = _device_refusal(*tensors[:1])
         measured = choices.answers_for(tensors[0]) if refusal is None else choices.NONE
         architecture = launch.architecture(tensors[0]) if refusal is None else ""
     elif not backend.TRITON:
@@ -100,6 +100,16 @@ def explain(model: nn.Module, *inputs: Any, architecture: str | None = None, **n
         calls = _calls(model, inputs, named)
         rows = [_row(name, module, images, refusal, architecture) for name, module, images in calls]
     return Explanation(tuple(rows), architecture)
+
+
+def _device_refusal(images: Tensor | None = None) -> str | None:
+    """Why no kernel serves where the images are; None if one may."""
+    if images is None:
+        return "no tensor to tell the device from"
+    refusal = backend.refusal(images)
+    if refusal is None and images.device.type == "cpu" and not backend.wants_kernels("cpu"):
+        return "on this device the backend asks for no kernels"
+    return refusal
 
 
 def layers(model: nn.Module) -> dict[str, nn.Module]:

@@ -97,6 +97,15 @@ def test_an_unknown_architecture_lists_the_known_ones():
         lc.explain(lc.models.LeNet(), torch.empty(1, 1, 28, 28), architecture="sm_75")
 
 
+def test_an_interpreter_is_asked_by_the_triton_backend_alone(monkeypatch):
+    monkeypatch.setattr(lc.operators.backend, "INTERPRETED", True)
+    model, images = lc.models.LeNet(), torch.empty(1, 1, 28, 28)
+    (reason,) = {row.reason for row in lc.explain(model, images).rows}
+    assert reason == "on this device the backend asks for no kernels"
+    with lc.use_backend("triton"):
+        assert {row.served_by for row in lc.explain(model, images).rows} == {"fused implicit GEMM, flattened"}
+
+
 def test_without_a_gpu_the_reason_says_so(monkeypatch):
     monkeypatch.setattr(lc.operators.backend, "INTERPRETED", False)
     explanation = lc.explain(lc.models.LeNet(), torch.empty(1, 1, 28, 28))
