@@ -11,6 +11,7 @@ from lightconv.operators.backend import use_backend
 __version__ = "0.1.0"
 __all__ = [
     "KernelPrecision",
+    "KernelSummary",
     "KernelSwap",
     "analysis",
     "callbacks",
@@ -31,6 +32,7 @@ __all__ = [
 
 _ON_FIRST_USE = {
     "KernelPrecision": "callbacks",
+    "KernelSummary": "callbacks",
     "KernelSwap": "callbacks",
     "explain": "analysis",
     "tune": "analysis.tuning",

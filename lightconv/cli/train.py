@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
 
 from lightconv import visualize
+from lightconv.callbacks import KernelSummary
 from lightconv.cli import run, tables
 from lightconv.cli.application import instantiate
 from lightconv.data import ImageData
@@ -43,6 +44,8 @@ def train(config: DictConfig) -> float | None:
     data, task = build_data(config), build_task(config)
     task.check_fit(data)
     trainer = build_trainer(config, directory)
+    batch = torch.zeros(data.batch_size, *data.image_shape)
+    task.example_input_array = trainer.precision_plugin.convert_input(batch)
     if not resuming:  # everything fits: from here on there is a run
         run.begin(directory, config)
     checkpoint = run.last_checkpoint(directory, config) if resuming else None
@@ -98,6 +101,8 @@ def build_task(config: DictConfig) -> Classification:
 def build_trainer(config: DictConfig, directory: Path) -> L.Trainer:
     """Build the Trainer with the callbacks and loggers of the configuration."""
     callbacks = [instantiate(c) for c in config.callbacks.values() if c]
+    if config.trainer.get("enable_model_summary"):
+        callbacks.append(KernelSummary(max_depth=2))  # in place of Lightning's own; the task's one layer is the network
     loggers = [logger for c in config.logger.values() if c and (logger := instantiate(c)) is not None]
     return instantiate(config.trainer, callbacks=callbacks, logger=loggers, default_root_dir=str(directory))
 

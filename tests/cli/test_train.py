@@ -11,6 +11,7 @@ import pytest
 import torch
 from models.test_lenet import PlainLeNet
 from omegaconf import OmegaConf
+from rich import get_console
 
 from cli.conftest import metrics, runs
 from lightconv.loggers import read_metrics
@@ -41,8 +42,19 @@ def test_writes_everything_that_a_run_needs(lightconv, capsys):
     for picture in ("learning_curve.png", "confusion_matrix.png"):
         assert (run / picture).read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
+    assert "Served by" not in printed
     assert "test/accuracy" in printed
     assert "61,706" in printed
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+def test_a_summary_is_shown_to_who_asks(lightconv, capsys, monkeypatch, precision):
+    monkeypatch.setattr(get_console(), "width", 300)
+    lightconv("train", *SMOKE, f"trainer.precision={precision}", "trainer.enable_model_summary=true")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed.count("Served by") == printed.count("Trainable params") + 1 == 1
+    assert "model.conv1 ConvBlock 156 train 15.1 M [64, 1, 28, 28] [64, 6, 14, 14] torch (1)" in printed
+    assert " (1) " in printed
 
 
 def test_weights_load_into_plain_torch(lightconv):
