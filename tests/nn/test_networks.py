@@ -1,5 +1,6 @@
 """Networks as others write them compute the same bits with their layers swapped, and get them back."""
 
+import contextlib
 import copy
 import itertools
 
@@ -25,6 +26,14 @@ inception_next_atto lcnet_035 legacy_seresnet18 mambaout_femto mixnet_s mobilene
 mobilenetv4_conv_small regnety_002 repghostnet_050 repvgg_a0 repvit_m0_9 resnest14d resnet10t resnetv2_18 rexnet_100
 selecsls42b skresnet18 starnet_s050 tinynet_e tresnet_m ese_vovnet19b_slim
 """
+# the other convolutional ones, without the largest, which take minutes
+OTHERS = [
+    name
+    for name in torchvision.models.list_models(torchvision.models)
+    if name not in TORCHVISION.split()
+    and not name.startswith(("vit_", "swin_"))
+    and torchvision.models.get_model_weights(name).DEFAULT.meta["num_params"] < 60e6
+]
 # networks some of whose layers compute in their own way, and the classes of these
 PARTLY = {
     "tf_efficientnet_lite0": {"Conv2dSame"},
@@ -83,6 +92,19 @@ def test_a_network_computes_the_same_bits_swapped_and_restored(name):
     assert list(model.state_dict()) == keys
     lc.restore(model)
     assert [type(module) for module in model.modules()] == classes
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_other_network_of_torchvision_is_swapped_and_fused(name):
+    model, images = built(f"torchvision/{name}")
+    model, images = model.eval(), images[:1] if name == "maxvit_t" else images[:1, :, :128, :128]
+    expected = step(model, images)
+    lc.swap(model)
+    torch.testing.assert_close(step(model, images), expected, rtol=0, atol=0)
+    with contextlib.suppress(InputError):  # ConvNeXt has nothing to fuse
+        lc.fuse(model)
+    ((output,), _), ((before,), _) = step(model, images), expected
+    assert (output - before).abs().max() <= 1e-4 * before.abs().max()
 
 
 @pytest.mark.parametrize("name", ["torchvision/resnet18", "timm/mobilenetv3_small_050", "timm/tf_efficientnet_lite0"])
