@@ -8,6 +8,7 @@ import shutil
 import sys
 import sysconfig
 from dataclasses import asdict, dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import torch
@@ -129,7 +130,7 @@ def examine(config: DictConfig) -> Report:
         served=[row for name, device in devices.items() for row in served(name, device)],
         data=[data_set(name, part) for name, part in config.data.items()],
         extras=extras(),
-        problems=[*unmet_requirements(), *hindrances(driver, gpus, triton)],
+        problems=[*unmet_requirements(), *unplugged(), *hindrances(driver, gpus, triton)],
     )
 
 
@@ -161,6 +162,7 @@ def settings(chosen: str) -> Facts:
     """What decides, besides the hardware, who serves a call and how exactly it is computed."""
     return {
         "backend": chosen,
+        "LIGHTCONV": os.environ.get("LIGHTCONV"),
         "LIGHTCONV_BACKEND": os.environ.get("LIGHTCONV_BACKEND"),
         "TF32 in convolutions": torch.backends.cudnn.conv.fp32_precision == "tf32",  # type: ignore[attr-defined]
         "threads": f"{torch.get_num_threads()} of {os.cpu_count()} processors",
@@ -249,6 +251,15 @@ def unmet_requirements() -> list[Problem]:
             fatal = requirement.name != "triton" or found is not None  # torch serves what Triton is not there for
             problems.append(Problem(f"{package} needs {wanted}, {state}", f"pip install '{wanted}'", fatal))
     return problems
+
+
+def unplugged() -> list[Problem]:
+    """Whether LIGHTCONV, where it is set, reaches Lightning, which asks what is installed for callbacks."""
+    asked = os.environ.get("LIGHTCONV", "") not in {"", "0"}
+    if not asked or entry_points(group="lightning.pytorch.callbacks_factory", name="lightconv"):
+        return []
+    what = "LIGHTCONV is set, but Lightning does not learn of it: lightconv was installed before it could"
+    return [Problem(what, "install it again: pip install -e . in a checkout")]
 
 
 def hindrances(driver: str | None, gpus: list[Gpu], triton: Facts) -> list[Problem]:

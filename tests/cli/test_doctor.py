@@ -347,3 +347,12 @@ def test_a_command_that_is_missing_or_fails_prints_nothing():
     assert installation.output(sys.executable, "-c", "print(7)") == "7"
     assert installation.output(sys.executable, "-c", "print(7); exit(1)") is None
     assert installation.output("no-such-command") is None
+
+
+@pytest.mark.parametrize(
+    ("value", "points", "told"), [("1", (), 1), ("1", ("lightconv",), 0), ("0", (), 0), ("", (), 0)]
+)
+def test_a_lightconv_that_lightning_does_not_learn_of_is_told(monkeypatch, value, points, told):
+    monkeypatch.setenv("LIGHTCONV", value)
+    monkeypatch.setattr(doctor, "entry_points", lambda group, name: points)
+    assert len(doctor.unplugged()) == told
