@@ -1,5 +1,5 @@
 """What is computed: torch.library operators with their shapes, gradients, reference and choice of backend."""
 
-from lightconv.operators import batching, conv2d, conv_block, max_pool2d
+from lightconv.operators import batching, conv2d, conv_block, flops, max_pool2d
 
-__all__ = ["batching", "conv2d", "conv_block", "max_pool2d"]
+__all__ = ["batching", "conv2d", "conv_block", "flops", "max_pool2d"]
