@@ -162,14 +162,16 @@ def load_bits(code: Instructions) -> tuple[int, ...]:
 
     A copy by tensor memory access brings a whole rectangle and is not among them.
     """
-    widths = {bits for bits in map(bits_loaded, code) if bits}
-    return tuple(sorted(widths, reverse=True))
+    return _wide_to_narrow(map(bits_loaded, code))
 
 
 def store_bits(code: Instructions) -> tuple[int, ...]:
     """Bits that each store to global memory takes from a thread, from wide to narrow."""
-    widths = {bits for bits in map(bits_stored, code) if bits}
-    return tuple(sorted(widths, reverse=True))
+    return _wide_to_narrow(map(bits_stored, code))
+
+
+def _wide_to_narrow(widths: Iterable[int]) -> tuple[int, ...]:
+    return tuple(sorted({bits for bits in widths if bits}, reverse=True))
 
 
 def bits_loaded(instruction: Instruction) -> int:

@@ -226,7 +226,10 @@ def _flattened_product(
     R: tl.constexpr, S: tl.constexpr, CHANNELS: tl.constexpr, INDEX: tl.constexpr, PRECISION: tl.constexpr,
     DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """Taps and channels in one short loop, each row's columns gathered from as many places."""
+    """Taps and channels in one short loop, each row's columns gathered from as many places.
+
+    The compiler knows how many channels there are, by which it divides.
+    """
     accumulator = tl.zeros((row_in.shape[0], k.shape[0]), tl.float32)
     for t0 in tl.range(0, R * S * CHANNELS, DEPTH, num_stages=1):
         t, t_in = columns_of(t0, R * S * CHANNELS, DEPTH, False, INDEX)
@@ -551,7 +554,7 @@ def _launch(
             *(_descriptors(source, weight, chosen, product) if described else (None, None)),
             product.images, product.size, product.channels, product.filters, stride, padding, dilation, tap_step,
             blocks, product.phases,
-            *product.taps, few_channels(product.channels, chosen.loader == "flattened"), chosen.loader,
+            *product.taps, product.channels if chosen.loader == "flattened" else 0, chosen.loader,
             product.gradient, expanded,
             *(pool if expanded else product.pool), product.positions,
             bias is not None, activation, output_code is not None, bfloat16,
@@ -559,11 +562,6 @@ def _launch(
             index, precision,
             *patch, tile.rows, tile.columns, tile.depth, **tile.options(target),
         )  # fmt: skip
-
-
-def few_channels(channels: int, flattened: bool) -> int:
-    """The channels that the compiler is to know, as it divides by them; 0 where it need not."""
-    return channels if flattened else 0
 
 
 def _both(function: Callable[[int, int], int], first: Pair, second: Pair) -> Pair:

@@ -21,14 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lightconv.kernels import choices, implicit_gemm, ordered_sum
-from lightconv.kernels.implicit_gemm import (
-    CAREFUL_TILES,
-    FLATTENED_BELOW,
-    columns_of,
-    expanded,
-    few_channels,
-    strides_of,
-)
+from lightconv.kernels.implicit_gemm import CAREFUL_TILES, FLATTENED_BELOW, columns_of, expanded, strides_of
 from lightconv.kernels.launch import (
     Outputs,
     Pair,
@@ -287,7 +280,7 @@ def weight_gradient(
             parts.weight, grad_weight.stride(), grad_weight.stride(0) * filters, parts.bias, parts.stride,
             input.shape[0], size, channels, filters, stride, padding, dilation, chosen.blocks, chosen.units,
             *grad_weight.shape[2:], *expansion, code is not None,
-            few_channels(channels, chosen.flattened), grad_bias.numel() > 0,
+            channels if chosen.flattened else 0, grad_bias.numel() > 0,
             filters % tile.rows == 0, channels % tile.columns == 0,
             index, precision,
             chosen.patch_w, tile.rows, tile.columns, tile.depth, **tile.options(target),

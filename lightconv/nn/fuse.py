@@ -181,7 +181,7 @@ def _absorb(chain: Chain) -> None:
     norms = tuple(m for m in chain.absorbed if isinstance(m, nn.BatchNorm2d))
     activation = next(filter(None, map(activation_of, chain.absorbed)), "identity")
     pool = next((pair(m.kernel_size) for m in chain.absorbed if isinstance(m, nn.MaxPool2d)), (1, 1))
-    _become(*(chain.convolution, FusedConv2d), norms=norms, absorbed=chain.absorbed, activation=activation, pool=pool)
+    _become(chain.convolution, FusedConv2d, norms=norms, absorbed=chain.absorbed, activation=activation, pool=pool)
     for module in chain.absorbed:
         base = MaxPool2d if isinstance(module, nn.MaxPool2d) else type(module)
         _become(module, _ABSORBED[base], norms=norms)
