@@ -1,16 +1,17 @@
 """What all small image sets have in common: splits in memory, normalisation, batches for Lightning."""
 
 from collections.abc import Callable
-from typing import ClassVar
 
 import lightning as L
 import torch
 from jaxtyping import Float, Int64, UInt8
 from sklearn.model_selection import train_test_split
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from lightconv.data.batches import Batches
 from lightconv.errors import InputError
+from lightconv.models import Preprocessing
 
 # the sizes of different splits differ, so none is given a name
 Images = UInt8[Tensor, "_ _ _ _"]
@@ -27,29 +28,38 @@ class ImageData(L.LightningDataModule):
         batch_size: images a training batch.
         augmentation: varies training images, called with (images in 0..1, generator).
         seed: of the training order and of the augmentation; the splits do not depend on it.
+        preprocessing: the size, mean and deviation that pretrained weights expect, in place of the set's own.
+        training_images: train on so many, each class in proportion, the same ones every time; None for all.
 
     Attributes:
         classes: names of the classes in the order of their labels.
-        image_shape: (channels, height, width).
+        image_shape: (channels, height, width) of a batch's images.
         mean: of each channel over the training images, in 0..1.
         deviation: standard deviation of each channel, likewise.
     """
 
-    classes: ClassVar[tuple[str, ...]]
-    image_shape: ClassVar[tuple[int, int, int]]
-    mean: ClassVar[tuple[float, ...]]
-    deviation: ClassVar[tuple[float, ...]]
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
 
     def __init__(
         self,
         batch_size: int = 64,
         augmentation: Callable[[Tensor, torch.Generator], Tensor] | None = None,
         seed: int = 0,
+        preprocessing: Preprocessing | None = None,
+        training_images: int | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size}: a batch needs at least one image")
         self.batch_size, self.augmentation, self.seed = batch_size, augmentation, seed
+        self.training_images = training_images
+        if preprocessing:
+            side = preprocessing.image_size
+            self.mean, self.deviation = preprocessing.mean, preprocessing.deviation
+            self.image_shape = (max(self.image_shape[0], len(self.mean)), side, side)
         self._splits: dict[str, Split] = {}
         self._training: Batches | None = None
         self._position: dict[str, int] = {}
@@ -69,6 +79,8 @@ class ImageData(L.LightningDataModule):
         """Images and labels of "train", "validation" or "test", read on first use."""
         if name not in self._splits:
             self._splits.update(self.load("test" if name == "test" else "fit"))
+            if name != "test" and self.training_images is not None:
+                self._splits["train"] = sample(*self._splits["train"], self.training_images)
         return self._splits[name]
 
     def setup(self, stage: str) -> None:
@@ -76,8 +88,15 @@ class ImageData(L.LightningDataModule):
         for name in {"fit": ("train", "validation"), "validate": ("validation",)}.get(stage, ("test",)):
             self.split(name)
 
-    def normalize(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        """Shift and scale channels in 0..1 to mean 0 and deviation 1."""
+    def resize(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c _ _"]:
+        """Bring images to the height and width of ``image_shape``, where they have another."""
+        size = self.image_shape[1:]
+        if images.shape[2:] == size:
+            return images
+        return interpolate(images, size, mode="bilinear", antialias=True)
+
+    def normalize(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n _ h w"]:
+        """Shift and scale channels in 0..1 to mean 0 and deviation 1, repeating a grey one for each mean."""
         mean, deviation = (images.new_tensor(v).view(-1, 1, 1) for v in (self.mean, self.deviation))
         return (images - mean) / deviation
 
@@ -125,13 +144,13 @@ class ImageData(L.LightningDataModule):
         augmentation = self.augmentation if augment else None
 
         def transform(images: Tensor, generator: torch.Generator) -> Tensor:
-            scaled = images.float() / 255
+            scaled = self.resize(images.float() / 255)
             return self.normalize(augmentation(scaled, generator) if augmentation else scaled)
 
         trainer = self.trainer
         return Batches(
             *self.split(name),
-            batch_size=self.batch_size if augment else max(self.batch_size, 512),  # no gradients to hold
+            batch_size=self.batch_size if augment else self._evaluation_batch(),
             transform=transform,
             shuffle=shuffle,
             seed=self.seed,
@@ -140,6 +159,20 @@ class ImageData(L.LightningDataModule):
             world_size=trainer.world_size if trainer else 1,
             device=trainer.strategy.root_device if trainer else "cpu",
         )
+
+    def _evaluation_batch(self) -> int:
+        # there are no gradients to hold: as many images as 512 of 32 x 32 have pixels
+        _, height, width = self.image_shape
+        return max(self.batch_size, min(512, 512 * 32 * 32 // (height * width)))
+
+
+def sample(images: Images, labels: Labels, count: int) -> Split:
+    """Take ``count`` images, each class in proportion, the same ones every time.
+
+    Raises:
+        InputError: if there are too few.
+    """
+    return (images, labels) if count == len(labels) else split_off(images, labels, count)[1]
 
 
 def split_off(images: Images, labels: Labels, count: int) -> tuple[Split, Split]:

@@ -1,5 +1,6 @@
-"""Networks made of lightconv's modules."""
+"""Networks: LeNet made of lightconv's modules, and what pretrained ones expect."""
 
 from lightconv.models.lenet import LeNet
+from lightconv.models.preprocessing import Preprocessing
 
-__all__ = ["LeNet"]
+__all__ = ["LeNet", "Preprocessing"]

@@ -1,9 +1,7 @@
 """Classification: cross-entropy, any torch optimizer and scheduler, metrics once an epoch."""
 
-import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import lightning as L
@@ -12,7 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
@@ -23,13 +21,9 @@ from torchmetrics.classification import (
 )
 
 from lightconv.errors import InputError
+from lightconv.tasks.schedules import built, schedule
 
 Batch = tuple[Float[Tensor, "n c h w"], Int64[Tensor, " n"]]
-_LENGTHS = (
-    "total_steps",
-    "T_max",
-    "total_iters",
-)  # what torch's schedulers call the length of the whole schedule
 
 
 class Classification(L.LightningModule):
@@ -41,9 +35,7 @@ class Classification(L.LightningModule):
         model: maps (n, c, h, w) images to (n, classes) logits.
         classes: number of classes, the model's own attribute ``classes`` or 10 if not given.
         optimizer: called with the trainable parameters; AdamW by default.
-        scheduler: called with the optimizer. A schedule over the whole run (OneCycleLR, CosineAnnealingLR, LinearLR,
-            PolynomialLR) given without its length gets the number of steps of the run and moves every step;
-            ReduceLROnPlateau watches the validation loss; others move every epoch.
+        scheduler: called with the optimizer, and as it is said in ``lightconv.tasks.schedules.schedule``.
         label_smoothing: of the training loss.
     """
 
@@ -107,22 +99,11 @@ class Classification(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer and, if there is one, the scheduler with its length filled in."""
-        optimizer = _built("optimizer", self.optimizer, (p for p in self.parameters() if p.requires_grad))
-        return optimizer if self.scheduler is None else self._with_scheduler(optimizer, self.scheduler)
-
-    def _with_scheduler(self, optimizer: Optimizer, build: Callable[..., LRScheduler]) -> Any:
-        given = build.keywords if isinstance(build, partial) else {}
-        accepted = inspect.signature(build).parameters
-        length = next((name for name in _LENGTHS if name in accepted and name not in given), None)
-        if "epochs" in given:  # OneCycleLR's other way to give its length
-            length = None
-        steps = {length: self.trainer.estimated_stepping_batches} if length else {}
-        scheduler = _built("scheduler", build, optimizer, **steps)
-        every_step = bool(steps) or isinstance(scheduler, OneCycleLR | CyclicLR)
-        config = {"scheduler": scheduler, "interval": "step" if every_step else "epoch"}
-        if isinstance(scheduler, ReduceLROnPlateau):
-            config["monitor"] = "val/loss"
-        return {"optimizer": optimizer, "lr_scheduler": config}
+        optimizer = built("optimizer", self.optimizer, (p for p in self.parameters() if p.requires_grad))
+        if self.scheduler is None:
+            return optimizer
+        steps = int(self.trainer.estimated_stepping_batches)
+        return {"optimizer": optimizer, "lr_scheduler": schedule(optimizer, self.scheduler, steps)}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         """Return the loss of one batch."""
@@ -213,13 +194,6 @@ class Classification(L.LightningModule):
         self._predictions.clear()
         self._targets.clear()
         return predictions, targets
-
-
-def _built(part: str, build: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    try:
-        return build(*args, **kwargs)
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise InputError(f"torch refuses the {part}: {error}") from error
 
 
 @dataclass

@@ -10,6 +10,7 @@ import torchvision
 
 from lightconv.data import CIFAR10, MNIST, Digits, FashionMNIST
 from lightconv.errors import InputError
+from lightconv.models import Preprocessing
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -183,3 +184,28 @@ def test_a_damaged_cifar10_is_told_and_kept(cifar_folder):
 def test_a_batch_needs_an_image():
     with pytest.raises(InputError, match="batch_size=0"):
         Digits(batch_size=0)
+
+
+def test_images_become_what_pretrained_weights_expect():
+    preprocessing = Preprocessing(image_size=40, mean=(0.4, 0.5, 0.6), deviation=(0.1, 0.2, 0.3))
+    data = Digits(preprocessing=preprocessing)
+    assert data.image_shape == (3, 40, 40)
+    images, _ = next(iter(data.val_dataloader()))
+    assert images.shape[1:] == (3, 40, 40)
+    grey = images[:, 0] * 0.1 + 0.4  # each channel is the same grey image, with its own mean and deviation
+    torch.testing.assert_close(images[:, 2] * 0.3 + 0.6, grey)
+    stored = Digits().split("validation")[0][: len(images), 0] / 255
+    assert (grey.mean((1, 2)) - stored.mean((1, 2))).abs().max() < 5e-3
+    assert Digits.image_shape == (1, 28, 28)
+
+
+def test_fewer_training_images_keep_the_classes_in_proportion_and_the_other_splits_whole():
+    data, whole = Digits(training_images=200), Digits()
+    images, labels = data.split("train")
+    assert len(images) == len(labels) == 200
+    assert (labels.bincount() - 20).abs().max() <= 1
+    assert torch.equal(Digits(training_images=200, seed=3).split("train")[0], images)
+    assert torch.equal(data.split("validation")[0], whole.split("validation")[0])
+    assert len(Digits(training_images=1257).split("train")[0]) == 1257
+    with pytest.raises(InputError, match="cannot set 2000 of 1257 images apart"):
+        Digits(training_images=2000).split("train")
