@@ -10,6 +10,7 @@ from lightconv.operators.backend import use_backend
 
 __version__ = "0.1.0"
 __all__ = [
+    "FineTuning",
     "KernelPrecision",
     "KernelSummary",
     "KernelSwap",
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 _ON_FIRST_USE = {
+    "FineTuning": "callbacks",
     "KernelPrecision": "callbacks",
     "KernelSummary": "callbacks",
     "KernelSwap": "callbacks",

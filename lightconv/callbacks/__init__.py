@@ -1,8 +1,10 @@
 """Lightning callbacks, and a part for precision plugins."""
 
+from lightconv.callbacks.fine_tuning import FineTuning
 from lightconv.callbacks.graceful_stop import GracefulStop
 from lightconv.callbacks.kernel_summary import KernelSummary
 from lightconv.callbacks.kernel_swap import KernelPrecision, KernelSwap
 from lightconv.callbacks.random_state import RandomState
+from lightconv.callbacks.stages import Stage
 
-__all__ = ["GracefulStop", "KernelPrecision", "KernelSummary", "KernelSwap", "RandomState"]
+__all__ = ["FineTuning", "GracefulStop", "KernelPrecision", "KernelSummary", "KernelSwap", "RandomState", "Stage"]

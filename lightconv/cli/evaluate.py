@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from lightconv.cli import run, tables
 from lightconv.cli.application import instantiate
-from lightconv.cli.train import build_task, load_weights, show_classes
+from lightconv.cli.train import build_data, build_task, load_weights, show_classes
 from lightconv.data import ImageData
 from lightconv.errors import InputError
 from lightconv.operators.backend import use_backend
@@ -56,7 +56,7 @@ def finished(directory: Path, config: DictConfig) -> tuple[Classification, Image
         trained.data[name] = value
     task = build_task(trained)
     load_weights(task, find_checkpoint(directory, config.checkpoint))
-    return task, instantiate(trained.data)
+    return task, build_data(trained, task)
 
 
 def find_checkpoint(directory: Path, name: str) -> Path:

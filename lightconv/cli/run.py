@@ -1,7 +1,6 @@
 """A run's directory: claimed once, and complete enough to be understood and repeated years later."""
 
 import json
-import pickle
 import platform
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
 from lightconv.errors import InputError
+from lightconv.models.weights import read_checkpoint
 
 _PACKAGES = (
     "lightconv",
@@ -102,18 +102,6 @@ def last_checkpoint(directory: Path, config: DictConfig) -> Path | None:
         torch.save(content, fresh)
         fresh.replace(path)
     return path
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint or a state dict, tensors and plain values only.
-
-    Raises:
-        InputError: if it is not one, or damaged.
-    """
-    try:
-        return dict(torch.load(path, weights_only=True, map_location="cpu"))
-    except (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, pickle.UnpicklingError) as error:
-        raise InputError(f"{path} is no checkpoint, or damaged ({type(error).__name__})") from error
 
 
 def _replaced(value: Any, old: str, new: str) -> Any:

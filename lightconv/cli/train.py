@@ -17,6 +17,7 @@ from lightconv.cli.application import instantiate
 from lightconv.data import ImageData
 from lightconv.errors import InputError
 from lightconv.loggers import read_metrics
+from lightconv.models.weights import read_checkpoint
 from lightconv.operators.backend import use_backend
 from lightconv.tasks import Classification
 
@@ -41,7 +42,10 @@ def train(config: DictConfig) -> float | None:
         run.write_json(directory / "overrides.json", list(HydraConfig.get().overrides.task))
     check_settings(config)
     L.seed_everything(config.seed, workers=True, verbose=False)
-    data, task = build_data(config), build_task(config)
+    task = build_task(config)
+    data = build_data(config, task)
+    data.prepare_data()
+    data.setup("fit")  # what is missing is missed before there is a run
     task.check_fit(data)
     trainer = build_trainer(config, directory)
     batch = torch.zeros(data.batch_size, *data.image_shape)
@@ -81,12 +85,10 @@ def check_settings(config: DictConfig) -> None:
         )
 
 
-def build_data(config: DictConfig) -> ImageData:
-    """Build the data and read what training needs: what is missing is missed before there is a run."""
-    data: ImageData = instantiate(config.data)
-    data.prepare_data()
-    data.setup("fit")
-    return data
+def build_data(config: DictConfig, task: Classification) -> ImageData:
+    """Build the data, as the network expects them to be."""
+    preprocessing = getattr(task.model, "preprocessing", None)
+    return instantiate(config.data, **({"preprocessing": preprocessing} if preprocessing else {}))
 
 
 def build_task(config: DictConfig) -> Classification:
@@ -94,13 +96,18 @@ def build_task(config: DictConfig) -> Classification:
     model = instantiate(config.model)
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    parts = {name: instantiate(config[name]) for name in ("optimizer", "scheduler") if config.get(name)}
+    names = (
+        ["optimizer"] if config.get("finetune") else ["optimizer", "scheduler"]
+    )  # each stage has a schedule of its own
+    parts = {name: instantiate(config[name]) for name in names if config.get(name)}
     return instantiate(config.task, model=model, **parts)
 
 
 def build_trainer(config: DictConfig, directory: Path) -> L.Trainer:
     """Build the Trainer with the callbacks and loggers of the configuration."""
     callbacks = [instantiate(c) for c in config.callbacks.values() if c]
+    if config.get("finetune"):
+        callbacks.insert(0, instantiate(config.finetune, scheduler=instantiate(config.scheduler)))
     if config.trainer.get("enable_model_summary"):
         callbacks.append(KernelSummary(max_depth=2))  # in place of Lightning's own; the task's one layer is the network
     loggers = [logger for c in config.logger.values() if c and (logger := instantiate(c)) is not None]
@@ -130,7 +137,7 @@ def load_weights(task: Classification, path: Path) -> None:
     Raises:
         InputError: if the file is damaged, or of another network.
     """
-    content = run.read_checkpoint(path)
+    content = read_checkpoint(path)
     try:
         if "state_dict" in content:
             task.load_state_dict(content["state_dict"])

@@ -1,6 +1,7 @@
-"""Networks: LeNet made of lightconv's modules, and what pretrained ones expect."""
+"""Networks: LeNet made of lightconv's modules, and pretrained ones by name."""
 
 from lightconv.models.lenet import LeNet
 from lightconv.models.preprocessing import Preprocessing
+from lightconv.models.pretrained import Pretrained
 
-__all__ = ["LeNet", "Preprocessing"]
+__all__ = ["LeNet", "Preprocessing", "Pretrained"]

@@ -102,8 +102,8 @@ class Classification(L.LightningModule):
         optimizer = built("optimizer", self.optimizer, (p for p in self.parameters() if p.requires_grad))
         if self.scheduler is None:
             return optimizer
-        steps = int(self.trainer.estimated_stepping_batches)
-        return {"optimizer": optimizer, "lr_scheduler": schedule(optimizer, self.scheduler, steps)}
+        config = schedule(optimizer, self.scheduler, self.trainer.estimated_stepping_batches)
+        return {"optimizer": optimizer, "lr_scheduler": config}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         """Return the loss of one batch."""

