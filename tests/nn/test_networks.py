@@ -3,13 +3,17 @@
 import contextlib
 import copy
 import itertools
+from functools import partial
 
 import pytest
 import timm
 import torch
 import torchvision
+from narrow import narrow
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.models.convnext import CNBlockConfig
+from torchvision.models.regnet import BlockParams
 
 import lightconv as lc
 from lightconv.errors import InputError
@@ -40,6 +44,43 @@ PARTLY = {
     "nf_regnet_b0": {"ScaledStdConv2d"},
     "resnetv2_50x1_bit": {"StdConv2d"},
 }
+# for Triton's interpreter, which runs every block of a kernel in Python: to be given an eighth of their channels
+EIGHTHS = """
+torchvision/alexnet torchvision/densenet121 torchvision/efficientnet_b0 torchvision/googlenet torchvision/inception_v3
+torchvision/mnasnet0_5 torchvision/mobilenet_v2 torchvision/mobilenet_v3_small torchvision/resnet18
+torchvision/resnext50_32x4d torchvision/shufflenet_v2_x0_5 torchvision/squeezenet1_1 torchvision/vgg11
+timm/cspnext_tiny timm/dla46_c timm/efficientnet_lite0 timm/ese_vovnet19b_slim timm/gernet_s timm/hardcorenas_a
+timm/hgnetv2_b0 timm/hrnet_w18_small timm/lcnet_100 timm/mobilenetv2_035 timm/mobilenetv4_conv_small
+timm/repvgg_a0 timm/resnet10t timm/resnetv2_18 timm/selecsls42b timm/starnet_s050 timm/tinynet_e
+"""
+# the same, of those that reckon with their widths apart from their layers: made small by arguments of their own
+CHANNELS, BLOCKS = (8, 16, 24, 32), (1, 1, 2, 1)
+OWN = {
+    "torchvision/convnext": partial(
+        torchvision.models.ConvNeXt, [CNBlockConfig(8, 16, 1), CNBlockConfig(16, 24, 1), CNBlockConfig(24, None, 2)]
+    ),
+    "torchvision/regnet": partial(
+        torchvision.models.RegNet, BlockParams.from_init_params(depth=8, w_0=8, w_a=8, w_m=2, group_width=4)
+    ),
+    "timm/convnext": partial(timm.create_model, "convnext_atto", dims=CHANNELS, depths=BLOCKS),
+    "timm/convnextv2": partial(timm.create_model, "convnextv2_atto", dims=CHANNELS, depths=BLOCKS),
+    "timm/dpn": partial(timm.create_model, "dpn48b", k_r=16, groups=4, k_sec=BLOCKS, inc_sec=(4, 4, 8, 8)),
+    "timm/edgenext": partial(timm.create_model, "edgenext_xx_small", dims=CHANNELS),
+    "timm/fasternet": partial(timm.create_model, "fasternet_t0", embed_dim=8),
+    "timm/inception_next": partial(timm.create_model, "inception_next_atto", dims=CHANNELS),
+    "timm/mambaout": partial(timm.create_model, "mambaout_femto", dims=CHANNELS, depths=BLOCKS),
+    "timm/repvit": partial(timm.create_model, "repvit_m0_9", embed_dim=CHANNELS),
+    "timm/resnest": partial(timm.create_model, "resnest14d", channels=CHANNELS, stem_width=8),
+    "timm/rexnet": partial(timm.create_model, "rexnet_100", width_mult=0.2, depth_mult=0.5),
+    "timm/skresnet": partial(timm.create_model, "skresnet18", channels=(16, 24, 32, 40), stem_width=8),
+}
+# height and width of the images of those that refuse 32 x 40
+SIZES = {
+    "torchvision/alexnet": (64, 72),
+    "torchvision/inception_v3": (75, 80),
+    "timm/dla46_c": (32, 64),
+    "timm/hrnet_w18_small": (32, 64),
+}
 
 
 def built(name):
@@ -56,14 +97,26 @@ def built(name):
     return model, torch.randn(2, 3, side, side)
 
 
+def small(name):
+    """A network that is cheap to interpret, with random weights, and two small images."""
+    torch.manual_seed(0)
+    with contextlib.nullcontext() if name in OWN else narrow(8):
+        model = OWN[name]() if name in OWN else built(name)[0]
+    for parameter in model.parameters():
+        if not parameter.any():  # a branch that begins at zero would have no gradients
+            nn.init.constant_(parameter, 0.1)
+    return model, torch.randn(2, 3, *SIZES.get(name, (32, 40)))
+
+
 def step(model, images):
-    """The outputs, in training, and the gradients of all parameters."""
+    """The outputs, and the gradients of all parameters that they depend on."""
     torch.manual_seed(1)  # dropout, stochastic depth
     model.zero_grad(set_to_none=True)
     outputs = model(images)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     sum(output.square().sum() for output in outputs).backward()
-    return [output.detach() for output in outputs], [parameter.grad for parameter in model.parameters()]
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    return [output.detach() for output in outputs], gradients
 
 
 class Operators(TorchDispatchMode):
@@ -119,26 +172,18 @@ def test_state_dicts_load_both_ways(name):
         torch.testing.assert_close(swapped.eval()(images), plain.eval()(images), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(
-    ("name", "side"),
-    [
-        ("torchvision/squeezenet1_1", 48),
-        ("timm/test_resnet", 32),
-        ("timm/test_convnext", 32),
-        ("timm/test_efficientnet", 32),
-    ],
-)
-def test_a_network_runs_on_the_kernels(name, side, kernels):
-    model, images = built(name)
+@pytest.mark.parametrize("name", [*EIGHTHS.split(), *OWN])
+def test_a_network_runs_on_the_kernels(name, kernels):
+    model, images = small(name)
     model.eval()  # a BatchNorm of few pixels magnifies rounding
-    images = images[..., :side, :side]
     exact = step(copy.deepcopy(model).double(), images.double())
-    lc.swap(model)
+    report = lc.swap(model)
+    assert not report.left
     with Operators() as operators:
         actual = step(model, images)
-    assert operators.count > 30
+    assert operators.count >= 2 * len(report.swapped)  # forward and backward
     for ours, theirs in zip(itertools.chain(*actual), itertools.chain(*exact), strict=True):
-        assert (ours - theirs).norm() <= 1e-4 * theirs.norm()
+        assert (ours - theirs).norm() < 1e-4 * theirs.norm()  # which is not 0
 
 
 def test_a_network_without_a_layer_of_torchs_own_says_so():
