@@ -142,6 +142,9 @@ class FineTuning(L.Callback):
     def _steps(self, trainer: L.Trainer) -> float:
         """Steps of the present stage."""
         total = trainer.estimated_stepping_batches
+        trainer.fit_loop.setup_data()  # which a run limited by steps has not needed to count them
+        if trainer.num_training_batches == float("inf"):
+            return total
         an_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
         begins = [stage.epoch * an_epoch for stage in self.stages]
         return max(1, min([*begins, total][self.stage + 1], total) - begins[self.stage])

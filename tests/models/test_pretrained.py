@@ -11,10 +11,10 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate
 from lightconv.errors import InputError
 from lightconv.models import Preprocessing, Pretrained
 
-POOLED = """
-densenet121 efficientnet_b0 googlenet inception_v3 mnasnet0_5 mobilenet_v2 mobilenet_v3_small regnet_x_400mf resnet18
-resnext50_32x4d shufflenet_v2_x0_5
-""".split()
+POOLED = [
+    *("densenet121", "efficientnet_b0", "googlenet", "inception_v3", "mnasnet0_5", "mobilenet_v2"),
+    *("mobilenet_v3_small", "regnet_x_400mf", "resnet18", "resnext50_32x4d", "shufflenet_v2_x0_5"),
+]
 OTHERS = [
     *("torchvision/alexnet", "torchvision/vgg11_bn", "torchvision/squeezenet1_1", "torchvision/convnext_tiny"),
     *("timm/efficientnet_lite0", "timm/hrnet_w18_small", "timm/convnext_atto", "timm/dla46_c", "timm/regnetx_002"),
