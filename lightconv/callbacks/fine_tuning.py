@@ -5,6 +5,7 @@ import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -14,7 +15,9 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from lightconv.callbacks.feature_cache import FeatureCache
 from lightconv.callbacks.stages import Blocks, Stage, check, depths, freeze, split_by_depth, stages_of
+from lightconv.data import ImageData
 from lightconv.errors import InputError
 from lightconv.models import Pretrained
 from lightconv.tasks.schedules import schedule
@@ -36,6 +39,9 @@ class FineTuning(L.Callback):
         scheduler: called with the optimizer at the start of each stage, for the length of that stage; the module then
             has none.
         blocks: names of modules, from the head to the input; `lightconv.models.Pretrained` says so itself.
+        cache: "memory", or a directory: while the whole backbone of a `Pretrained` is frozen, the head trains on
+            features that are computed once, as `FeatureCache` does.
+        copies: augmented copies of each image to cache; None leaves augmented images uncached.
 
     Raises:
         InputError: for stages that are none; and when the run starts, if the module does not fit them.
@@ -47,10 +53,13 @@ class FineTuning(L.Callback):
         decay: float = 1.0,
         scheduler: Callable[..., LRScheduler] | None = None,
         blocks: Blocks | None = None,
+        cache: str | Path | None = None,
+        copies: int | None = None,
     ) -> None:
         if not 0 < decay <= 1:
             raise InputError(f"decay={decay} is not above 0 and at most 1")
         self.stages, self.decay, self.scheduler, self.blocks = stages_of(stages), decay, scheduler, blocks
+        self.cache = FeatureCache(cache, copies) if cache else None
         self.stage = 0
         self._resumed: int | None = None
         self._names: list[list[str] | None] = []
@@ -67,7 +76,7 @@ class FineTuning(L.Callback):
         self._trainable = {p for p in pl_module.parameters() if p.requires_grad}
         self._modes = {module: module.training for module in pl_module.modules()}
         self._group(trainer, pl_module)
-        self._enter(trainer, pl_module, self._current(trainer) if self._resumed is None else self._resumed)
+        self._enter(trainer, pl_module, self._current(trainer) if self._resumed is None else self._resumed, show=True)
         self._resumed = None
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -79,11 +88,11 @@ class FineTuning(L.Callback):
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Give back what was frozen."""
-        self._restore()
+        self._restore(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Give back what was frozen; after an exception there is no teardown."""
-        self._restore()
+        self._restore(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         """Which stage the optimizer's and the scheduler's state in the checkpoint belong to."""
@@ -115,7 +124,7 @@ class FineTuning(L.Callback):
         self._rates = [group["lr"] for group in optimizer.param_groups]
         self._scales = [rate / max(self._rates) for rate in self._rates]
 
-    def _enter(self, trainer: L.Trainer, pl_module: L.LightningModule, index: int) -> None:
+    def _enter(self, trainer: L.Trainer, pl_module: L.LightningModule, index: int, show: bool = False) -> None:
         self.stage = index
         self._freeze(pl_module)
         if isinstance(trainer.strategy, DDPStrategy):
@@ -123,6 +132,13 @@ class FineTuning(L.Callback):
             trainer.strategy.configure_ddp()  # which gradients it exchanges is fixed when it wraps
         if not trainer.lr_scheduler_configs or self.scheduler:
             self._schedule(trainer, _optimizer(trainer))
+        if self.cache:
+            self._serve(trainer, self._parts(pl_module)[0], self.cache, show)
+
+    def _serve(self, trainer: L.Trainer, network: Any, cache: FeatureCache, show: bool) -> None:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        features = cache.features(trainer, network, data, show) if cache.serves(network, data) else {}
+        data.serve(features)
 
     def _freeze(self, pl_module: L.LightningModule) -> None:
         freeze(self._parts(pl_module)[0], self._names[self.stage], self._trainable)
@@ -155,7 +171,9 @@ class FineTuning(L.Callback):
         network = next((module for module in pl_module.modules() if isinstance(module, Pretrained)), None)
         return (network, network.blocks) if network else (pl_module, None)
 
-    def _restore(self) -> None:
+    def _restore(self, trainer: L.Trainer) -> None:
+        if self.cache and isinstance(data := trainer.datamodule, ImageData):  # type: ignore[attr-defined]
+            data.serve({})
         for parameter in self._trainable:
             parameter.requires_grad_(True)
         for module, training in self._modes.items():

@@ -1,6 +1,7 @@
 """What all small image sets have in common: splits in memory, normalisation, batches for Lightning."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import lightning as L
 import torch
@@ -62,6 +63,8 @@ class ImageData(L.LightningDataModule):
             self.image_shape = (max(self.image_shape[0], len(self.mean)), side, side)
         self._splits: dict[str, Split] = {}
         self._training: Batches | None = None
+        self._features: Mapping[str, Tensor] = {}
+        self._loaders: list[tuple[str, Batches]] = []
         self._position: dict[str, int] = {}
 
     def load(self, stage: str) -> dict[str, Split]:
@@ -103,7 +106,7 @@ class ImageData(L.LightningDataModule):
     def train_dataloader(self) -> Batches:
         """Shuffled, augmented batches."""
         trainer = self.trainer
-        self._training = self._batches(
+        self._training = self._loader(
             "train",
             augment=True,
             # Lightning's overfit_batches wants the same batches every epoch
@@ -128,15 +131,37 @@ class ImageData(L.LightningDataModule):
 
     def val_dataloader(self) -> Batches:
         """Batches in order."""
-        return self._batches("validation")
+        return self._loader("validation")
 
     def test_dataloader(self) -> Batches:
         """Batches in order."""
-        return self._batches("test")
+        return self._loader("test")
 
     def predict_dataloader(self) -> Batches:
         """Batches in order."""
-        return self._batches("test")
+        return self._loader("test")
+
+    def serve(self, features: Mapping[str, Float[Tensor, "copies _ features"]]) -> None:
+        """Deliver features in place of the images that they were computed from; of no split, the images again.
+
+        Args:
+            features: by split; epoch by epoch, copies take turns.
+        """
+        self._features = features
+        for name, batches in self._loaders:
+            batches.features = features.get(name)
+
+    def ordered(self, name: str, copy: int | None = None) -> Batches:
+        """All images of a split in order, as evaluation sees them, or as an augmented copy of that number."""
+        batches = self._batches(name, augment=copy is not None, epoch=lambda: copy or 0)
+        batches.rank, batches.world_size, batches.features = 0, 1, None
+        return batches
+
+    def _loader(self, name: str, **options: Any) -> Batches:
+        batches = self._batches(name, **options)
+        batches.features = self._features.get(name)
+        self._loaders.append((name, batches))
+        return batches
 
     def _batches(
         self, name: str, augment: bool = False, shuffle: bool = False, epoch: Callable[[], int] | None = None

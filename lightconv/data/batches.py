@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-Batch = tuple[Float[Tensor, "n c h w"], Int64[Tensor, " n"]]
+Batch = tuple[Float[Tensor, "n ..."], Int64[Tensor, " n"]]
 Transform = Callable[[Tensor, torch.Generator], Tensor]
 
 
@@ -55,6 +55,7 @@ class Batches:
         self.batch_size, self.transform = batch_size, transform
         self.shuffle, self.seed, self.epoch = shuffle, seed, epoch
         self.rank, self.world_size, self.device = rank, world_size, torch.device(device)
+        self.features: Float[Tensor, "copies n features"] | None = None  # delivered in place of the images
         self._iterations = 0
         self._position = {"epoch": -1, "batch": 0}  # where the next batch is
 
@@ -73,11 +74,15 @@ class Batches:
         chunks = self._shard(order).split(self.batch_size)
         for batch in range(first, len(chunks)):
             self._position = {"epoch": epoch, "batch": batch + 1}
-            draw = generator(self.seed, epoch, self.rank, batch, device=self.device)
-            images = self.images[chunks[batch]].to(self.device, non_blocking=True)
-            labels = self.labels[chunks[batch]].to(self.device, non_blocking=True)
-            yield self.transform(images, draw), labels
+            yield self._batch(chunks[batch], epoch, batch)
         self._position = {"epoch": epoch + 1, "batch": 0}
+
+    def _batch(self, chunk: Tensor, epoch: int, number: int) -> tuple[Tensor, Tensor]:
+        labels = self.labels[chunk].to(self.device, non_blocking=True)
+        if self.features is not None:
+            return self.features[epoch % len(self.features)][chunk].to(self.device, non_blocking=True), labels
+        draw = generator(self.seed, epoch, self.rank, number, device=self.device)
+        return self.transform(self.images[chunk].to(self.device, non_blocking=True), draw), labels
 
     def _shard(self, order: Tensor) -> Tensor:
         # training processes step together, so they need equally many images; evaluation must not lose any

@@ -12,14 +12,14 @@ from lightconv.errors import InputError
 State = dict[str, Tensor]
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint or a state dict of torch's, tensors and plain values only.
+def read_checkpoint(path: str | Path, mmap: bool = False) -> dict[str, Any]:
+    """Read a checkpoint or a state dict of torch's, tensors and plain values only; with ``mmap``, as they are needed.
 
     Raises:
         InputError: if it is not one, or damaged.
     """
     try:
-        return dict(torch.load(path, weights_only=True, map_location="cpu"))
+        return dict(torch.load(path, weights_only=True, map_location="cpu", mmap=mmap))
     except (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, pickle.UnpicklingError) as error:
         raise InputError(f"{path} is no checkpoint, or damaged ({type(error).__name__})") from error
 

@@ -23,7 +23,7 @@ from torchmetrics.classification import (
 from lightconv.errors import InputError
 from lightconv.tasks.schedules import built, schedule
 
-Batch = tuple[Float[Tensor, "n c h w"], Int64[Tensor, " n"]]
+Batch = tuple[Float[Tensor, "n ..."], Int64[Tensor, " n"]]
 
 
 class Classification(L.LightningModule):
@@ -71,8 +71,8 @@ class Classification(L.LightningModule):
         self._predictions: list[Tensor] = []
         self._targets: list[Tensor] = []
 
-    def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
-        """Return the model's logits."""
+    def forward(self, images: Float[Tensor, "n ..."]) -> Float[Tensor, "n classes"]:
+        """Return the model's logits of images, or of what else the model takes."""
         return self.model(images)
 
     def setup(self, stage: str) -> None:
