@@ -51,10 +51,12 @@ class MetricsTable(Logger):
 
     def _write(self) -> None:
         columns = list(dict.fromkeys(["epoch", "step", *(name for row in self.rows for name in row)]))
-        with self.path.open("w", newline="") as file:
+        fresh = self.path.with_suffix(".new")
+        with fresh.open("w", newline="") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(self.rows)
+        fresh.replace(self.path)  # a run may be killed at any moment
 
 
 def read_metrics(path: str | Path) -> list[dict[str, float]]:

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lightconv.callbacks.feature_cache import FeatureCache
-from lightconv.callbacks.stages import Blocks, Stage, check, depths, freeze, split_by_depth, stages_of
+from lightconv.callbacks.stages import Blocks, Stage, check_names, depths, freeze, split_by_depth, stages_of
 from lightconv.data import ImageData
 from lightconv.errors import InputError
 from lightconv.models import Pretrained
@@ -68,6 +68,19 @@ class FineTuning(L.Callback):
         self._rates: list[float] = []
         self._scales: list[float] = []
 
+    def check(self, pl_module: L.LightningModule) -> None:
+        """Make sure that the stages fit the module; a run does so when it starts.
+
+        Raises:
+            InputError: for a name that fits no module, more blocks than there are, or depths that are not known.
+        """
+        network, blocks = self._parts(pl_module)
+        if self.decay != 1 and blocks is None:
+            raise InputError("decay goes by depth: give FineTuning(blocks=[[names of the head], [last block], ...])")
+        self._names = [stage.names(blocks) for stage in self.stages]
+        for names in self._names:
+            check_names(network, names)
+
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Enter the stage of the epoch, or that of the checkpoint, whose optimizer and scheduler are restored next."""
         if not isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy):
@@ -75,6 +88,7 @@ class FineTuning(L.Callback):
         warnings.filterwarnings("ignore", message="Found .* module.s. in eval mode at the start of training")
         self._trainable = {p for p in pl_module.parameters() if p.requires_grad}
         self._modes = {module: module.training for module in pl_module.modules()}
+        self.check(pl_module)
         self._group(trainer, pl_module)
         self._enter(trainer, pl_module, self._current(trainer) if self._resumed is None else self._resumed, show=True)
         self._resumed = None
@@ -114,11 +128,6 @@ class FineTuning(L.Callback):
                 "a scheduler and the rates of stages and depths both set learning rates: give it as "
                 "FineTuning(scheduler=...), called at the start of each stage, in place of configure_optimizers"
             )
-        if self.decay != 1 and blocks is None:
-            raise InputError("decay goes by depth: give FineTuning(blocks=[[names of the head], [last block], ...])")
-        self._names = [stage.names(blocks) for stage in self.stages]
-        for names in self._names:
-            check(network, names)
         if blocks is not None and not trainer.lr_scheduler_configs:
             split_by_depth(optimizer, depths(network, blocks), self.decay)
         self._rates = [group["lr"] for group in optimizer.param_groups]
@@ -134,11 +143,20 @@ class FineTuning(L.Callback):
             self._schedule(trainer, _optimizer(trainer))
         if self.cache:
             self._serve(trainer, self._parts(pl_module)[0], self.cache, show)
+        self._announce(trainer, pl_module)
 
     def _serve(self, trainer: L.Trainer, network: Any, cache: FeatureCache, show: bool) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         features = cache.features(trainer, network, data, show) if cache.serves(network, data) else {}
         data.serve(features)
+
+    def _announce(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        training = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
+        everything = sum(p.numel() for p in pl_module.parameters())
+        trainer.print(
+            f"from epoch {trainer.current_epoch}: training {self.stages[self.stage].train}, {training:,} of "
+            f"{everything:,} parameters"
+        )
 
     def _freeze(self, pl_module: L.LightningModule) -> None:
         freeze(self._parts(pl_module)[0], self._names[self.stage], self._trainable)

@@ -72,7 +72,7 @@ def stages_of(settings: Sequence[Stage | dict[str, Any]]) -> list[Stage]:
     return stages
 
 
-def check(network: nn.Module, names: list[str] | None) -> None:
+def check_names(network: nn.Module, names: list[str] | None) -> None:
     """Raise InputError for a pattern that fits no module."""
     known = [name for name, _ in network.named_modules() if name]
     for pattern in names or ():

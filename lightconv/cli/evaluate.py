@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from lightconv.cli import run, tables
 from lightconv.cli.application import instantiate
-from lightconv.cli.train import build_data, build_task, load_weights, show_classes
+from lightconv.cli.train import build_data, build_task, load_weights, show_classes, titled
 from lightconv.data import ImageData
 from lightconv.errors import InputError
 from lightconv.operators.backend import use_backend
@@ -35,7 +35,7 @@ def evaluate(config: DictConfig) -> float:
     figures = {f"{config.split}/{k.split('/')[1]}": v.item() for k, v in trainer.callback_metrics.items()}
     directory = Path(HydraConfig.get().runtime.output_dir)
     run.write_json(directory / "metrics.json", figures)
-    title = f"{type(task.model).__name__} on {type(data).__name__}, {config.split}"
+    title = f"{titled(task, data)}, {config.split}"
     show_classes(directory, task, data, title)
     tables.show_figures(title, {**figures, "directory": str(directory)})
     return figures[f"{config.split}/accuracy"]

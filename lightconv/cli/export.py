@@ -13,6 +13,7 @@ from torch.export import Dim, ExportedProgram
 from lightconv.cli import run, tables
 from lightconv.cli.evaluate import finished
 from lightconv.cli.settings import several
+from lightconv.cli.train import titled
 from lightconv.errors import InputError
 from lightconv.operators.backend import use_backend
 
@@ -41,7 +42,7 @@ def export(config: DictConfig) -> None:
     output.mkdir(parents=True, exist_ok=True)
     with use_backend("reference"), torch.no_grad():  # torch's own operators: nothing of lightconv is in the graph
         rows = write(task.model, images, [output / f"model.{name}" for name in formats])
-    tables.show_rows(f"{type(task.model).__name__} on {type(data).__name__}", rows)
+    tables.show_rows(titled(task, data), rows)
     sizes = " x ".join(map(str, data.image_shape))
     mean, deviation = (", ".join(map(str, values)) for values in (data.mean, data.deviation))
     print(f"takes any number of images of {sizes} as float32: pixels / 255, less {mean}, over {deviation}")

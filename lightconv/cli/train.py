@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
 
 from lightconv import visualize
-from lightconv.callbacks import KernelSummary
+from lightconv.callbacks import FineTuning, KernelSummary
 from lightconv.cli import run, tables
 from lightconv.cli.application import instantiate
 from lightconv.data import ImageData
@@ -48,6 +48,9 @@ def train(config: DictConfig) -> float | None:
     data.setup("fit")  # what is missing is missed before there is a run
     task.check_fit(data)
     trainer = build_trainer(config, directory)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, FineTuning):
+            callback.check(task)
     batch = torch.zeros(data.batch_size, *data.image_shape)
     task.example_input_array = trainer.precision_plugin.convert_input(batch)
     if not resuming:  # everything fits: from here on there is a run
@@ -88,7 +91,12 @@ def check_settings(config: DictConfig) -> None:
 def build_data(config: DictConfig, task: Classification) -> ImageData:
     """Build the data, as the network expects them to be."""
     preprocessing = getattr(task.model, "preprocessing", None)
-    return instantiate(config.data, **({"preprocessing": preprocessing} if preprocessing else {}))
+    if preprocessing is None:
+        return instantiate(config.data)
+    try:
+        return instantiate(config.data, _partial_=True)(preprocessing=preprocessing)  # Hydra would make it a config
+    except TypeError as error:
+        raise InputError(f"data: {error}") from error
 
 
 def build_task(config: DictConfig) -> Classification:
@@ -158,7 +166,7 @@ def write_results(directory: Path, task: Classification, data: ImageData, figure
     """Write metrics.json, weights.pt and the pictures, and print the tables."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in task.model.state_dict().items()}
     torch.save(weights, directory / "weights.pt")
-    title = f"{type(task.model).__name__} on {type(data).__name__}"
+    title = titled(task, data)
     curve = visualize.learning_curve(read_metrics(directory / "metrics.csv"), title)
     curve.savefig(directory / "learning_curve.png", dpi=110)
     per_class = {}
@@ -170,6 +178,11 @@ def write_results(directory: Path, task: Classification, data: ImageData, figure
         }
     run.write_json(directory / "metrics.json", {**figures, "classes": per_class})
     tables.show_figures(title, {**figures, "directory": str(directory)})
+
+
+def titled(task: Classification, data: ImageData) -> str:
+    """Which network on which data."""
+    return f"{getattr(task.model, 'name', type(task.model).__name__)} on {type(data).__name__}"
 
 
 def show_classes(directory: Path, task: Classification, data: ImageData, title: str) -> None:

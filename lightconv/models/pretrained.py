@@ -31,6 +31,7 @@ class Pretrained(nn.Module):
         dropout: probability, before each linear layer.
 
     Attributes:
+        name: the backbone's.
         backbone: (n, channels, h, w) to the last map.
         head: (n, features) to (n, classes).
         preprocessing: what the network expects of its images, for lightconv's data.
@@ -56,7 +57,7 @@ class Pretrained(nn.Module):
             raise InputError(f"model.channels={channels}: pretrained networks see 3 channels, or 1")
         if pooling not in {*_POOLINGS, "none"}:
             raise InputError(f"model.pooling={pooling}: choose average, max or none")
-        self.classes = classes
+        self.name, self.classes = backbone, classes
         self.backbone, self.preprocessing = backbones.build(backbone, weights, channels)
         self.preprocessing = replace(self.preprocessing, image_size=image_size or self.preprocessing.image_size)
         side = self.preprocessing.image_size

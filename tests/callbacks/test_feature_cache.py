@@ -3,9 +3,9 @@
 import lightning as L
 import pytest
 import torch
+from callbacks.tuned import SILENT
 
 import lightconv as lc
-from callbacks.tuned import SILENT
 from lightconv.callbacks.feature_cache import FeatureCache
 from lightconv.data import Augmentation, Digits
 from lightconv.errors import InputError

@@ -1,0 +1,86 @@
+"""Pretrained networks and stages of fine-tuning from the command line, killed in any of them."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from cli.conftest import metrics, runs
+
+TINY = [
+    *("model=pretrained", "model.backbone=timm/test_efficientnet", "model.weights=none", "model.image_size=32"),
+    *("model.channels=1", "data.augmentation=null", "data.training_images=200"),
+]
+STAGES = "finetune.stages=[{epoch:0,train:head},{epoch:2,train:1,lr:0.5},{epoch:4,train:all}]"
+STAGED = [*TINY, "finetune=gradual", STAGES, "trainer.max_epochs=6"]
+FIGURES = ("val/loss", "val/accuracy", "test/loss", "test/accuracy", "epochs")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("whole")
+    start(directory, *STAGED, "hydra.run.dir=run").wait()
+    return metrics(directory / "run")
+
+
+def start(directory, *arguments):
+    command = [sys.executable, "-c", "from lightconv.cli import main; main()", "train", *arguments]
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    return subprocess.Popen(command, env=environment, cwd=directory, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("epochs", [1, 3, 5], ids="in stage {}".format)
+def test_a_killed_run_resumes_in_its_stage_to_the_same_figures(uninterrupted, epochs, lightconv, tmp_path):
+    process = start(tmp_path, *STAGED, "hydra.run.dir=run")
+    table, saved, deadline = Path("run/metrics.csv"), Path("run/checkpoints/last.ckpt"), time.monotonic() + 120
+    while not (saved.is_file() and len(table.read_text().splitlines()) > epochs) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -9
+    assert not Path("run/metrics.json").exists()
+    assert torch.load(saved, weights_only=True)["epoch"] in {epochs - 2, epochs - 1, epochs}
+    lightconv("train", "resume=run")
+    assert {name: metrics(Path("run"))[name] for name in FIGURES} == {name: uninterrupted[name] for name in FIGURES}
+
+
+@pytest.mark.parametrize("recipe", ["feature_extraction", "last_block", "gradual", "fastai_style", "full"])
+def test_every_recipe_trains_through_all_its_stages(recipe, lightconv, capsys):
+    lightconv("train", *TINY, f"finetune={recipe}", "trainer.max_epochs=10", "trainer.limit_train_batches=1")
+    printed = capsys.readouterr().out
+    everything = "training all" in printed
+    assert everything == (recipe in {"gradual", "fastai_style", "full"})
+    assert metrics(runs()[0])["epochs"] == 10
+    assert "timm/test_efficientnet on Digits" in printed
+
+
+def test_a_fine_tuned_run_is_evaluated_again_with_the_images_that_its_weights_expect(lightconv):
+    lightconv("train", *TINY, "finetune=feature_extraction", "trainer.max_epochs=1")
+    (run,) = runs()
+    lightconv("evaluate", f"run={run}")
+    (evaluation,) = run.glob("evaluations/*/metrics.json")
+    assert metrics(evaluation.parent)["test/accuracy"] == pytest.approx(metrics(run)["test/accuracy"])
+
+
+def test_another_run_starts_from_the_weights_of_the_first(lightconv):
+    lightconv("train", *TINY, "finetune=full", "trainer.max_epochs=1", "hydra.run.dir=first")
+    start = [*TINY, "finetune=feature_extraction", "trainer.max_epochs=1", "hydra.run.dir=second"]
+    lightconv("train", *start, "model.weights=first/checkpoints/best.ckpt")
+    first, second = (torch.load(f"{name}/weights.pt") for name in ("first", "second"))
+    assert all(torch.equal(first[name], second[name]) for name in first if name.startswith("backbone"))
+
+
+def test_mistakes_are_told_before_there_is_a_run(lightconv, told):
+    assert "torchvision has no network resnet19" in told(
+        lightconv, "train", "model=pretrained", "model.backbone=torchvision/resnet19"
+    )
+    assert "begin at epochs [2]" in told(
+        lightconv, "train", *TINY, "finetune=gradual", "finetune.stages=[{epoch:2,train:all}]"
+    )
+    assert "haed is no module" in told(
+        lightconv, "train", *TINY, "finetune=gradual", "finetune.stages=[{epoch:0,train:haed}]"
+    )
+    assert "Digits has 10 classes" in told(lightconv, "train", *TINY, "finetune=full", "model.classes=3")
