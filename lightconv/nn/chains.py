@@ -8,7 +8,7 @@ import copy
 import inspect
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
 from typing import Any, NamedTuple
@@ -31,6 +31,13 @@ ACTIVATIONS: dict[type[nn.Module], str] = {
     nn.GELU: "gelu",
     nn.SiLU: "silu",
 }
+# with what each calls on the normalised map, in this order; by name, since timm need not be installed
+NORMS: dict[str, tuple[str, ...]] = {
+    "BatchNorm2d": (),
+    "torchvision.ops.misc.FrozenBatchNorm2d": (),
+    "timm.layers.norm_act.BatchNormAct2d": ("drop", "act"),
+    "timm.layers.norm_act.FrozenBatchNormAct2d": ("drop", "act"),
+}
 _KNOWN = {*CONVOLUTIONS, *POOLINGS, *ACTIVATIONS, nn.BatchNorm2d, nn.Identity}
 _AUGMENTED = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -42,7 +49,8 @@ class Chain(NamedTuple):
     Attributes:
         name: of the convolution within the model.
         convolution: the module.
-        absorbed: the modules right after it, in the order of their calls, without nn.Identity; () if there are none.
+        absorbed: the modules right after it, in the order of their calls, without nn.Identity; () if there are none. A
+            module that calls others on its result comes before them.
         end: why nothing more is part of it.
     """
 
@@ -50,6 +58,11 @@ class Chain(NamedTuple):
     convolution: nn.Conv2d
     absorbed: tuple[nn.Module, ...]
     end: str
+
+
+def full_name(kind: type[nn.Module]) -> str:
+    """A class by its module and name, torch's own by name."""
+    return kind.__name__ if kind.__module__.startswith("torch.nn") else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def activation_of(module: nn.Module) -> str | None:
@@ -107,7 +120,7 @@ def _obstacle(module: nn.Module) -> str | None:
         return f"{kind.__name__} has hooks, which would see other maps"
     if "forward" in vars(module):
         return f"the forward of this {kind.__name__} has been replaced"
-    if kind not in _KNOWN and isinstance(module, tuple(_KNOWN)):
+    if kind not in _KNOWN and full_name(kind) not in NORMS and isinstance(module, tuple(_KNOWN)):
         return f"{kind.__name__} has a forward of its own"
     return None
 
@@ -122,25 +135,33 @@ def _hidden(convolution: nn.Conv2d, modes: Sequence["_Calls"]) -> str | None:
     return None if box is None else f"called by the forward of {box}, which torch.fx cannot trace"
 
 
+def _parts(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """Modules in the order of their calls, each before those that it calls on what it has normalised."""
+    parts = list[nn.Module]()
+    for module in modules:
+        parts += [module, *(getattr(module, name) for name in NORMS.get(full_name(type(module)), ()))]
+    return parts
+
+
 def _shared(module: nn.Module, convolution: nn.Conv2d, modes: Sequence["_Calls"]) -> str | None:
     if all(mode.count[module] == mode.count[convolution] for mode in modes):
         return None
     return f"{type(module).__name__} is called elsewhere, too"
 
 
-def _refusal(module: nn.Module, absorbed: Sequence[nn.Module]) -> str | None:
+def _refusal(module: Any, absorbed: Sequence[nn.Module]) -> str | None:
     """Why a module cannot go on a chain; None if it can."""
     kind = type(module).__name__
     pooled = any(isinstance(m, nn.MaxPool2d) for m in absorbed)
     activated = any(type(m) in ACTIVATIONS for m in absorbed)
-    if isinstance(module, nn.BatchNorm2d):
+    if full_name(type(module)) in NORMS:
         if absorbed:
-            return f"BatchNorm2d comes after {type(absorbed[-1]).__name__}"
-        return "BatchNorm2d keeps no statistics" if module.running_mean is None else None
+            return f"{kind} comes after {type(absorbed[-1]).__name__}"
+        return f"{kind} keeps no statistics" if module.running_mean is None else None
     if isinstance(module, nn.MaxPool2d):
         return "a second MaxPool2d" if pooled else pooling_refusal(module)
     if type(module) not in ACTIVATIONS:
-        return None if type(module) is nn.Identity else f"followed by {_full_name(type(module))}"
+        return None if type(module) is nn.Identity else f"followed by {full_name(type(module))}"
     name = activation_of(module)
     if name is None:
         return f"{module} is no activation of ConvBlock"
@@ -156,15 +177,11 @@ def _saves_more(module: nn.Module, absorbed: Sequence[nn.Module]) -> bool:
     return pools or isinstance(module, nn.LeakyReLU)
 
 
-def _full_name(kind: type[nn.Module]) -> str:
-    return kind.__name__ if kind.__module__.startswith("torch.nn") else f"{kind.__module__}.{kind.__qualname__}"
-
-
 class _Calls:
     """Which modules a model calls in one mode, and who reads what they return.
 
     Attributes:
-        count: calls of each module without modules within.
+        count: calls of each module without modules within, or with such as it calls on what it has normalised.
         nodes: of those whose call torch.fx has seen.
         boxes: the class whose forward calls it, for the others.
     """
@@ -188,7 +205,7 @@ class _Calls:
             (reader,) = node.users
             if reader not in self._modules or reader.args != (node,) or reader.kwargs:
                 return modules, _described(reader)
-            modules.append(self._modules[reader])
+            modules += _parts([self._modules[reader]])
             node = reader
         return modules, "its map is read more than once" if node.users else "nothing reads its map"
 
@@ -203,16 +220,16 @@ class _Calls:
         self._seen.add(module)
         graph = self._tracer.graph_of(module)
         if graph is None:
-            called = list(module.children())
+            called = _parts(module.children())
             self.boxes.update(dict.fromkeys(called, type(module).__name__))
         else:
             nodes = {node: module.get_submodule(str(node.target)) for node in graph.nodes if node.op == "call_module"}
             self._modules.update(nodes)
-            self.nodes.update({called: node for node, called in nodes.items()})
-            called = list(nodes.values())
+            self.nodes.update({part: node for node, called in nodes.items() for part in _parts([called])})
+            called = _parts(nodes.values())
         self.count.update(called)
         for child in called:
-            if any(child.children()):
+            if any(child.children()) and full_name(type(child)) not in NORMS:
                 self._collect(child)
 
 
@@ -254,7 +271,7 @@ class _Tracer(fx.Tracer):
         return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        known = isinstance(m, tuple(_KNOWN)) or not any(m.children())
+        known = isinstance(m, tuple(_KNOWN)) or full_name(type(m)) in NORMS or not any(m.children())
         return known or m in self._opaque or _obstacle(m) is not None or super().is_leaf_module(m, "")
 
     def graph_of(self, module: nn.Module) -> fx.Graph | None:

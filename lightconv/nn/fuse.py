@@ -1,14 +1,16 @@
 """Turn convolution, normalisation, activation and pooling of an existing model into blocks, in place and back."""
 
+import functools
 import math
 from collections import Counter
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lightconv.errors import InputError
-from lightconv.nn.chains import ACTIVATIONS, Chain, activation_of, chains
+from lightconv.nn.chains import NORMS, Chain, activation_of, chains, full_name
 from lightconv.nn.modules import Conv2d, ConvBlock, MaxPool2d
 from lightconv.nn.swap import class_before, exchange
 from lightconv.operators.geometry import pair
@@ -60,12 +62,12 @@ class Fused(nn.Module):
     """
 
     unfused: type[Any]
-    norms: tuple[nn.BatchNorm2d, ...]
+    norms: tuple[Any, ...]
 
     @property
     def apart(self) -> bool:
         """Whether each module computes its own part at the moment: for statistics of a batch its map is needed."""
-        return any(norm.training for norm in self.norms)
+        return any(norm.training if isinstance(norm, nn.BatchNorm2d) else _promotes(norm) for norm in self.norms)
 
 
 class FusedConv2d(Fused, ConvBlock):
@@ -92,22 +94,56 @@ class FusedConv2d(Fused, ConvBlock):
 
 
 class _Absorbed(Fused):
-    """Hands on what the convolution before it has computed already."""
+    """Hands on what the convolution before it has computed already.
+
+    Attributes:
+        kind: the class that it is a subclass of, so that isinstance holds.
+    """
+
+    kind: Any
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.alone(input) if self.apart else input
+        return super().forward(input) if self.apart else input
 
     def alone(self, input: Tensor) -> Tensor:
         """Compute its own part."""
         return super().forward(input)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _new, (self.kind,), vars(self)  # pickle finds no class that is made on demand
 
-# a subclass of each, so that isinstance holds; pickle finds it by its name in this module
-_ABSORBED = {
-    kind: type(f"Absorbed{kind.__name__}", (_Absorbed, kind), {"__module__": __name__})
-    for kind in (nn.BatchNorm2d, MaxPool2d, *ACTIVATIONS)
-}
-globals().update({kind.__name__: kind for kind in _ABSORBED.values()})
+
+class _AbsorbedNorm(_Absorbed):
+    """Still calls what its class calls on the normalised map: those modules hand on what has been computed already.
+
+    Attributes:
+        calls: their names.
+    """
+
+    calls: tuple[str, ...]
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.apart:
+            return super().forward(input)
+        for name in self.calls:
+            input = getattr(self, name)(input)
+        return input
+
+    def alone(self, input: Tensor) -> Tensor:
+        norm: Any = self
+        return F.batch_norm(input, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+
+
+@functools.cache
+def _absorbed_class(kind: Any) -> Any:
+    calls = NORMS.get(full_name(kind))
+    base = _Absorbed if calls is None else _AbsorbedNorm
+    return type(f"Absorbed{kind.__name__}", (base, kind), {"__module__": __name__, "kind": kind, "calls": calls})
+
+
+def _new(kind: Any) -> Any:
+    absorbed = _absorbed_class(kind)
+    return absorbed.__new__(absorbed)
 
 
 def fuse(model: nn.Module) -> Fusion:
@@ -116,7 +152,8 @@ def fuse(model: nn.Module) -> Fusion:
     In place: modules, Parameters, names, state dict, hooks and optimizers stay what they are; the convolution's class
     becomes `FusedConv2d`, and the modules that it computes hand on what they are given. `unfuse` takes it back. A
     pooling before an activation that never decreases is as good as one after it. What a forward does by functions
-    (``F.relu``, ``+``) cannot be taken out of it, and stays.
+    (``F.relu``, ``+``) cannot be taken out of it, and stays. timm's BatchNormAct2d is a BatchNorm2d that calls what is
+    within, torchvision's FrozenBatchNorm2d (of both also timm's in one) a BatchNorm2d that is never in training.
 
     A chain with BatchNorm2d is fused in evaluation; while the BatchNorm2d is in training each module computes its own
     part. Its statistics are multiplied into the filters anew in each call, so that they are never out of date; where
@@ -156,7 +193,7 @@ def unfuse(model: nn.Module) -> None:
     for convolution in model.modules():
         if isinstance(convolution, FusedConv2d):
             for module in (*convolution.absorbed, convolution):
-                fused = next(kind for kind in (FusedConv2d, *_ABSORBED.values()) if isinstance(module, kind))
+                fused = FusedConv2d if module is convolution else _absorbed_class(module.kind)
                 exchange(module, fused, module.unfused)
                 for name in _ATTRIBUTES:
                     vars(module).pop(name, None)
@@ -169,7 +206,7 @@ def acts_as(module: nn.Module, images: Tensor | None = None) -> type[nn.Module]:
     if isinstance(module, FusedConv2d):
         apart = module.apart or not (images is None or module.folds(images))
         return Conv2d if apart else ConvBlock
-    return next(kind for kind in _ABSORBED if isinstance(module, kind)) if module.apart else nn.Identity
+    return module.kind if isinstance(module, _Absorbed) and module.apart else nn.Identity
 
 
 def _row(chain: Chain) -> Row:
@@ -178,13 +215,13 @@ def _row(chain: Chain) -> Row:
 
 
 def _absorb(chain: Chain) -> None:
-    norms = tuple(m for m in chain.absorbed if isinstance(m, nn.BatchNorm2d))
+    norms = tuple(m for m in chain.absorbed if full_name(type(m)) in NORMS)
     activation = next(filter(None, map(activation_of, chain.absorbed)), "identity")
     pool = next((pair(m.kernel_size) for m in chain.absorbed if isinstance(m, nn.MaxPool2d)), (1, 1))
     _become(chain.convolution, FusedConv2d, norms=norms, absorbed=chain.absorbed, activation=activation, pool=pool)
     for module in chain.absorbed:
-        base = MaxPool2d if isinstance(module, nn.MaxPool2d) else type(module)
-        _become(module, _ABSORBED[base], norms=norms)
+        kind: Any = MaxPool2d if isinstance(module, nn.MaxPool2d) else type(module)
+        _become(module, _absorbed_class(kind), norms=norms)
 
 
 def _become(module: nn.Module, kind: type[nn.Module], **attributes: Any) -> None:
@@ -192,10 +229,14 @@ def _become(module: nn.Module, kind: type[nn.Module], **attributes: Any) -> None
     module.__class__ = kind
 
 
-def _folded(weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+def _promotes(norm: Any) -> bool:
+    """Whether a frozen BatchNorm2d, which is written out in torch's arithmetic, returns float32 in autocast."""
+    device = norm.weight.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def _folded(weight: Tensor, bias: Tensor | None, norm: Any) -> tuple[Tensor, Tensor]:
     """Filters and bias that give what BatchNorm2d makes of their map by its statistics."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
     precise = torch.float64 if weight.dtype is torch.float64 else torch.float32
     scale = torch.rsqrt(norm.running_var.to(precise) + norm.eps)
     if norm.weight is not None:

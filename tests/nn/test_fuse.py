@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from support import assert_same
+from timm.layers import BatchNormAct2d
+from timm.layers.norm_act import FrozenBatchNormAct2d
 from torch import nn
 from torch.nn import functional as F
+from torchvision.ops import FrozenBatchNorm2d
 from zoo import NETWORKS, TORCHVISION, build, row
 
 import lightconv as lc
@@ -27,10 +30,10 @@ def conv(**options):
 def with_statistics(model):
     """Statistics and affine parameters as after training, not the zeros and ones of the start."""
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d) and module.track_running_stats:
+        if getattr(module, "running_var", None) is not None:
             nn.init.normal_(module.running_mean, std=0.3)
             nn.init.uniform_(module.running_var, 0.3, 2)
-            if module.affine:
+            if module.weight is not None:
                 nn.init.uniform_(module.weight, -1.5, 1.5)
                 nn.init.normal_(module.bias, std=0.3)
     return model
@@ -66,6 +69,11 @@ def gradients(model):
     result = model(x)
     weights = torch.randn(result.shape, generator=torch.Generator().manual_seed(2))
     return result, *torch.autograd.grad((result * weights).sum(), [x, *model.parameters()])
+
+
+def timms(activation=nn.ReLU, **options):
+    """What timm has in place of BatchNorm2d and an activation."""
+    return BatchNormAct2d(6, act_layer=activation, **options)
 
 
 class Branches(nn.Module):
@@ -291,6 +299,135 @@ def test_nothing_that_is_folded_gets_out_of_date(name):
         tensor = twin.state_dict(keep_vars=True)[f"0.{name}" if "." not in name else name]
         tensor.data.mul_(2)  # which not even torch's version counters notice
     torch.testing.assert_close(block(images()), model(images()))
+
+
+# ---------------------------------------------------------------------------- relatives of BatchNorm2d, and frozen
+
+RELATIVES = {
+    "act": chain(conv(), timms(), nn.MaxPool2d(2)),
+    "frozen": chain(conv(), FrozenBatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2)),
+    "frozen act": chain(conv(), FrozenBatchNormAct2d(6), nn.MaxPool2d(2)),
+}
+relatives = pytest.mark.parametrize("model", RELATIVES.values(), ids=RELATIVES)
+
+
+@relatives
+def test_a_relative_of_batch_norm_is_folded_and_unfused(model):
+    block, x = fused(model.double()), images().double()
+    kinds, attributes = classes(model), [set(vars(module)) for module in model.modules()]
+    assert (block[0].activation, block[0].pool) == ("relu", (2, 2))
+    with torch.no_grad():
+        assert_same(block[0](x), block(x), exactly=True)  # the others do nothing
+    torch.testing.assert_close(block(x), model(x), rtol=0, atol=1e-9)
+    torch.testing.assert_close(block(x[..., :4, :4]), model(x[..., :4, :4]), rtol=0, atol=1e-9)  # not folded
+    assert list(block.state_dict()) == list(model.state_dict())
+    block.load_state_dict(model.state_dict())
+    model.load_state_dict(block.state_dict())
+    lc.unfuse(block)
+    assert classes(block) == kinds
+    assert [set(vars(module)) for module in block.modules()] == attributes
+    assert_same(block(x), model(x), exactly=True)
+    model.float()
+
+
+@relatives
+def test_a_relative_of_batch_norm_is_what_it_was_in_training_and_its_gradients_are_right(model):
+    model = copy.deepcopy(model)
+    block = fused(model)
+    for mode in (True, False):
+        for ours, theirs in zip(gradients(block.train(mode)), gradients(model.train(mode)), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(block.state_dict(), model.state_dict())
+    assert block.train()[0].apart == isinstance(model[1], nn.BatchNorm2d), "frozen statistics are used in training, too"
+
+
+@relatives
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
+def test_copies_of_a_relative_are_fused_and_independent(model, copied):
+    block = fused(model)
+    twin = copied(block)
+    assert_same(twin(images()), block(images()), exactly=True)
+    with torch.no_grad():
+        twin[1].weight.zero_()
+    torch.testing.assert_close(block(images()), model(images()))
+    lc.unfuse(twin)
+    assert classes(twin) == classes(model)
+
+
+@relatives
+@pytest.mark.parametrize("training", [True, False])
+def test_a_relative_has_the_same_dtype_in_autocast(model, training):
+    model = copy.deepcopy(model).train(training)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, theirs = fused(model)(images()), model(images())
+    assert ours.dtype is theirs.dtype
+    torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.05)
+
+
+@relatives
+def test_a_relative_compiles_without_graph_breaks(model):
+    model = copy.deepcopy(model)
+    compiled = torch.compile(fused(model), fullgraph=True, backend="aot_eager")
+    for mode in (False, True):
+        torch.testing.assert_close(compiled.train(mode)(images()), model.train(mode)(images()))
+
+
+class BatchNormOfOurs(BatchNormAct2d):
+    """Might do anything."""
+
+
+def shared():
+    model = chain(conv(), timms(), nn.Conv2d(6, 6, 1), timms())
+    model[3].act = model[1].act
+    return model
+
+
+def within(hook):
+    model = chain(conv(), timms())
+    hook(model[1].act)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "block", "reason"),
+    [
+        (chain(conv(), timms(apply_act=False)), "Conv2d, BatchNormAct2d", "followed by Conv2d"),
+        (chain(conv(), timms(apply_act=False), nn.Tanh()), "Conv2d, BatchNormAct2d, Tanh", "followed by Conv2d"),
+        (chain(conv(), timms(nn.Hardswish)), "Conv2d, BatchNormAct2d", "followed by Hardswish"),
+        (chain(conv(), timms(nn.SiLU), nn.ReLU()), "Conv2d, BatchNormAct2d, SiLU", "a second activation, ReLU"),
+        (chain(conv(), timms(drop_layer=nn.Dropout)), "Conv2d, BatchNormAct2d", "followed by Dropout"),
+        (within(lambda act: act.register_forward_hook(print)), "Conv2d, BatchNormAct2d", "ReLU has hooks"),
+        (shared(), "Conv2d, BatchNormAct2d", "ReLU is called elsewhere"),
+        (chain(conv(), nn.ReLU(), timms()), "Conv2d, ReLU", "BatchNormAct2d comes after ReLU"),
+        (chain(conv(), nn.MaxPool2d(2), timms()), "Conv2d, MaxPool2d", "BatchNormAct2d comes after MaxPool2d"),
+        (chain(conv(), BatchNormOfOurs(6)), "", "BatchNormOfOurs has a forward of its own"),
+        (chain(conv(), timms(track_running_stats=False)), "", "BatchNormAct2d keeps no statistics"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_a_relative_calls_after_normalising_is_part_of_the_block_only_as_it_could_be_alone(model, block, reason):
+    twin = nn.Sequential(copy.deepcopy(model), nn.Conv2d(6, 2, 1), nn.ReLU()).double().eval()
+    exact = copy.deepcopy(twin)
+    row, *_ = lc.fuse(twin).rows
+    assert row.block == block
+    assert reason in row.reason
+    for size in (4, 8):
+        x = images().double()[..., :size, :size]
+        torch.testing.assert_close(twin(x), exact(x), rtol=0, atol=1e-9)
+
+
+def test_a_relatives_leaky_relu_is_left_where_its_map_is_written_to():
+    model = chain(conv(), timms(nn.LeakyReLU), nn.Dropout(inplace=True))
+    (only,) = lc.fuse(model).rows
+    assert only.block == "Conv2d, BatchNormAct2d"
+    assert "LeakyReLU's map is written to" in only.reason
+
+
+def test_a_hook_on_a_relative_keeps_it_apart():
+    model = chain(conv(), timms())
+    model[1].register_forward_hook(lambda *_: None)
+    with pytest.raises(InputError, match="BatchNormAct2d has hooks"):
+        lc.fuse(model)
 
 
 # ------------------------------------------------------------------------------------------- what stays as it is
