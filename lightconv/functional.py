@@ -208,8 +208,10 @@ def conv_block(
             output, _ = torch.ops.lightconv.conv_block(images, filters, offsets, *window, groups, activation, size)
             return output.squeeze(0) if input.dim() == 3 else output
     maps = conv2d(input, weight, bias, stride, padding, dilation, groups)
+    if activation == "relu":
+        return torch.relu_(maps if size == (1, 1) else max_pool2d(maps, pool))  # the map is nobody else's
     if size == (1, 1):
-        return torch.relu_(maps) if activation == "relu" else activate(maps)  # the map is nobody else's
+        return activate(maps)
     if activation in _conv_block.NON_DECREASING:
         return activate(max_pool2d(maps, pool))
     return max_pool2d(activate(maps), pool)

@@ -15,6 +15,7 @@ from lightconv.nn.modules import Conv2d, ConvBlock, MaxPool2d
 from lightconv.nn.swap import class_before, exchange
 from lightconv.operators.geometry import pair
 
+_FOLDING = 2**16  # elements of a map that a CPU normalises while small operators work out scale and shift
 _ATTRIBUTES = ("unfused", "norms", "absorbed", "activation", "pool")
 
 
@@ -67,7 +68,10 @@ class Fused(nn.Module):
     @property
     def apart(self) -> bool:
         """Whether each module computes its own part at the moment: for statistics of a batch its map is needed."""
-        return any(norm.training if isinstance(norm, nn.BatchNorm2d) else _promotes(norm) for norm in self.norms)
+        for norm in self.norms:  # which any() would take twice as long for, at every call of every module
+            if norm.training if isinstance(norm, nn.BatchNorm2d) else _promotes(norm):
+                return True
+        return False
 
 
 class FusedConv2d(Fused, ConvBlock):
@@ -86,11 +90,13 @@ class FusedConv2d(Fused, ConvBlock):
         return super()._conv_forward(input, weight, bias)
 
     def folds(self, input: Tensor) -> bool:
-        """Whether a filter's terms, into which a BatchNorm2d is multiplied, are fewer than the pixels of its map."""
-        pixels = math.prod(input.shape[-2:]) // math.prod(self.stride)
-        fewer: Any = math.prod(self.weight.shape[1:]) <= pixels
+        """Whether multiplying a BatchNorm2d into the filters costs less than the pass over the map that it saves."""
+        if not self.norms:
+            return True
+        pixels = input.numel() // (self.in_channels * math.prod(self.stride))
+        pays: Any = _FOLDING + 2 * self.weight.numel() <= self.out_channels * pixels
         # of images whose size torch.export leaves open either is right, and asking would fix it
-        return len(self.norms) == 0 or isinstance(fewer, torch.SymBool) or fewer
+        return isinstance(pays, torch.SymBool) or pays
 
 
 class _Absorbed(Fused):
@@ -157,7 +163,7 @@ def fuse(model: nn.Module) -> Fusion:
 
     A chain with BatchNorm2d is fused in evaluation; while the BatchNorm2d is in training each module computes its own
     part. Its statistics are multiplied into the filters anew in each call, so that they are never out of date; where
-    a filter has more terms than its map has pixels, that would cost more than it saves: they are applied to the map.
+    the filters are large and the map is small, that would cost more than it saves: they are applied to the map.
 
     A forward is read once, as attributes and arguments are set by default. Unfuse before such an attribute changes, a
     map within a chain is looked at, its modules are converted (SyncBatchNorm), the model is scripted, or pickled for

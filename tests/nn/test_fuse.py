@@ -23,6 +23,12 @@ ACTIVATIONS = [nn.ReLU(), nn.ReLU(inplace=True), nn.LeakyReLU(), nn.Tanh(), nn.S
 TABLE = Path(__file__).parents[2] / "docs" / "fused.md"
 
 
+@pytest.fixture(autouse=True)
+def small_maps_pay(monkeypatch):
+    """Let small maps decide as large ones do."""
+    monkeypatch.setattr("lightconv.nn.fuse._FOLDING", 0)
+
+
 def conv(**options):
     return nn.Conv2d(3, 6, 3, padding=1, **options)
 
@@ -734,9 +740,20 @@ def test_what_was_fused_before_is_left_by_a_swap_and_the_rest_follows():
     assert classes(model) == before
 
 
-def test_of_a_map_smaller_than_its_filters_the_statistics_are_applied_to_the_map():
-    model = chain(conv(), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2))
-    small, large = torch.randn(2, 3, 4, 4), images()  # 16 and 72 pixels, filters of 27 terms
-    assert_same(fused(model)(small), model(small), exactly=True)
-    assert_same(fused(model)(large), model(large))
-    assert not torch.equal(fused(model)(large), model(large)), "folded, it is rounded differently"
+@pytest.mark.parametrize(("count", "side", "folded"), [(1, 4, False), (2, 4, False), (4, 4, True), (1, 8, True)])
+def test_of_maps_smaller_than_the_filters_the_statistics_are_applied_to_the_maps(count, side, folded):
+    model = normalised()  # 6 filters of 27 terms; twice that are as many as 6 maps of 54 pixels
+    x = torch.randn(count, 3, side, side)
+    assert_same(fused(model)(x), model(x))
+    assert torch.equal(fused(model)(x), model(x)) != folded, "folded, it is rounded differently"
+
+
+def test_small_maps_are_not_worth_the_folding(monkeypatch):
+    monkeypatch.undo()
+    block = fused(normalised())
+    assert not block[0].folds(images())
+    assert block[0].folds(torch.empty(64, 3, 28, 28))
+
+
+def test_a_map_without_statistics_to_fold_is_a_blocks_at_any_size():
+    assert fused(chain(conv(), nn.ReLU()))[0].folds(images())
