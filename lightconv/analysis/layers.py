@@ -75,7 +75,7 @@ def layers_of(network: str, batch_size: int, dtype: torch.dtype, memory_format: 
         InputError: for an unknown network.
     """
     with torch.device("meta"):
-        model, size = _network(network)
+        model, size = known_network(network)
         images = torch.empty(batch_size, *size)
     return found(*formatted(model, images, dtype, memory_format))
 
@@ -88,7 +88,12 @@ def formatted(
     return model.to(**options), images.to(**options)
 
 
-def _network(name: str) -> tuple[nn.Module, tuple[int, int, int]]:
+def known_network(name: str) -> tuple[nn.Module, tuple[int, int, int]]:
+    """A network with random weights, by name, and the size of an image for it.
+
+    Raises:
+        InputError: for an unknown network.
+    """
     if name == "lenet":
         return LeNet(), (1, 28, 28)
     if name not in torchvision.models.list_models(torchvision.models):

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch.nn import Module
+from torch.utils.benchmark import Timer
 
 from lightconv.operators.backend import use_backend
 
@@ -61,6 +62,12 @@ def cudnn_at_its_best() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.benchmark = before
+
+
+def milliseconds(step: Callable[[], Any]) -> float:
+    """The median time of a step on any machine, with as many threads as torch takes."""
+    timer = Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads())  # by itself it takes one
+    return 1e3 * timer.blocked_autorange().median
 
 
 def milliseconds_on_gpu(step: Callable[[], Any]) -> float:

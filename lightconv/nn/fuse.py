@@ -68,7 +68,7 @@ class Fused(nn.Module):
     @property
     def apart(self) -> bool:
         """Whether each module computes its own part at the moment: for statistics of a batch its map is needed."""
-        for norm in self.norms:  # which any() would take twice as long for, at every call of every module
+        for norm in self.norms:  # noqa: SIM110  any() takes longer, and every module asks at every call
             if norm.training if isinstance(norm, nn.BatchNorm2d) else _promotes(norm):
                 return True
         return False

@@ -1,13 +1,12 @@
 """what=blocks: lightconv.nn.ConvBlock against nn.Sequential(Conv2d, ReLU, MaxPool2d), in time on any machine."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch.utils.benchmark import Timer
 
+from lightconv.analysis.steps import milliseconds
 from lightconv.cli.bench.layers import BLOCKS, Contender, Layer, check, sides, timed
 from lightconv.cli.bench.report import Report, circumstances
 from lightconv.errors import InputError
@@ -54,10 +53,5 @@ def measure(layer: Layer, config: DictConfig, device: str) -> list[dict[str, Any
     described = {"layer": layer.name, "images": layer.images[0]}
     return [
         {**described, "pass": name, **times, "/ lightconv": times["torch"] / times["lightconv"]}
-        for name, times in timed(contenders, images, _milliseconds, config.rounds).items()
+        for name, times in timed(contenders, images, milliseconds, config.rounds).items()
     ]
-
-
-def _milliseconds(step: Callable[[], Any]) -> float:
-    timer = Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads())  # by itself it takes one
-    return 1e3 * timer.blocked_autorange().median

@@ -30,7 +30,7 @@ def kernels(config: DictConfig) -> Report:
     if not torch.cuda.is_available():
         raise InputError(
             "what=kernels measures on a GPU and there is none here; what=traffic counts on any machine, and "
-            "what=blocks and what=pipeline measure on any"
+            "what=blocks, fused and pipeline measure on any"
         )
     # the backend refuses here, before anything is measured, where Triton is not installed
     with use_backend("triton"), cudnn_at_its_best():

@@ -12,7 +12,7 @@ from lightconv.cli.bench.layers import BLOCKS
 def counted(monkeypatch):
     """Time by what a step returns, without a clock: a tensor forward, 4 forward and backward."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(blocks, "_milliseconds", lambda step: float(len(step())))
+    monkeypatch.setattr(blocks, "milliseconds", lambda step: float(len(step())))
 
 
 def test_both_memory_formats_forward_and_backward(lightconv, capsys, tiny, counted, monkeypatch):
@@ -42,7 +42,7 @@ def test_blocks_get_a_batch_that_a_cpu_can_take(layer):
 
 
 def test_a_wrong_block_is_refused_before_it_is_timed(tiny, settings, monkeypatch):
-    monkeypatch.setattr(blocks, "_milliseconds", lambda step: pytest.fail("timed"))
+    monkeypatch.setattr(blocks, "milliseconds", lambda step: pytest.fail("timed"))
     wrong = tiny._replace(build=lambda nn: nn.MaxPool2d(2) if hasattr(nn, "modules") else torch.nn.AvgPool2d(2))
     with pytest.raises(AssertionError, match="tiny block"):
         blocks.measure(wrong, settings, "cpu")
@@ -54,5 +54,5 @@ def test_half_precision_is_not_measured_on_a_cpu(lightconv, capsys, counted):
     assert "error: dtype=bfloat16: on a CPU" in capsys.readouterr().err
 
 
-def test_torchs_timer_gives_milliseconds():
-    assert blocks._milliseconds(lambda: None) > 0
+def test_torchs_timer_givesmilliseconds():
+    assert blocks.milliseconds(lambda: None) > 0
