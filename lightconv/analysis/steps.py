@@ -45,13 +45,18 @@ def integers(like: Tensor) -> Tensor:
     return torch.randint_like(like, -3, 4)
 
 
-def medians(contenders: Mapping[Name, Callable[[], float]], rounds: int) -> dict[Name, float]:
-    """The median of what each contender measures, taken in turns: a clock that drifts slows all of them."""
+def in_turns(contenders: Mapping[Name, Callable[[], float]], rounds: int) -> dict[Name, list[float]]:
+    """What each contender measures in each round: a clock that drifts slows all of them."""
     samples: dict[Name, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, measure in contenders.items():
             samples[name].append(measure())
-    return {name: statistics.median(values) for name, values in samples.items()}
+    return samples
+
+
+def medians(contenders: Mapping[Name, Callable[[], float]], rounds: int) -> dict[Name, float]:
+    """The median of what each contender measures, taken in turns."""
+    return {name: statistics.median(values) for name, values in in_turns(contenders, rounds).items()}
 
 
 @contextmanager

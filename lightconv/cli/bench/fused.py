@@ -2,6 +2,7 @@
 
 import copy
 from functools import partial
+from statistics import median
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from lightconv.analysis.layers import known_network
-from lightconv.analysis.steps import medians, milliseconds
+from lightconv.analysis.steps import in_turns, milliseconds
 from lightconv.cli.bench.report import Report, circumstances
 from lightconv.cli.settings import check_whole, formatted, several
 from lightconv.nn.fuse import fuse, unfuse
@@ -43,9 +44,14 @@ def measure(
     check(network.eval(), images)
     network, images = network.to(**formatted(config)), images.to(**formatted(config))
     contenders = {"fused": partial(_after, fuse, network, images), "unfused": partial(_after, unfuse, network, images)}
-    taken = medians(contenders, config.rounds)
-    ratio = taken["fused"] / taken["unfused"]
-    return {"network": name, "convolutions fused": len(fuse(network).fused), **taken, "fused / unfused": ratio}
+    taken = in_turns(contenders, config.rounds)
+    ratios = [ours / theirs for ours, theirs in zip(*taken.values(), strict=True)]  # of a round: others may come and go
+    return {
+        "network": name,
+        "convolutions fused": len(fuse(network).fused),
+        **{side: median(values) for side, values in taken.items()},
+        "fused / unfused": median(ratios),
+    }
 
 
 def check(network: Module, images: Tensor) -> None:

@@ -46,6 +46,14 @@ def test_the_same_network_is_timed_fused_and_unfused_in_turns(network, settings,
     assert not network.training
 
 
+def test_the_ratio_is_the_median_of_each_rounds_own(network, settings, monkeypatch):
+    times = iter([1.0, 2.0, 10.0, 20.0, 3.0, 1.0])  # a round that others slowed changes no ratio
+    monkeypatch.setattr(fused, "milliseconds", lambda step: next(times))
+    settings.rounds = 3
+    row = fused.measure("tiny", network, (3, 8, 8), settings, torch.device("cpu"))
+    assert list(row.values()) == ["tiny", 1, 3.0, 2.0, 0.5]
+
+
 def test_known_networks_by_name(lightconv, capsys, counted):
     lightconv("bench", "what=fused", "fused.networks=[squeezenet1_1]", "fused.batch_size=1", "output=tables/mine.md")
     assert (
