@@ -4,6 +4,7 @@ import math
 import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from lightconv.callbacks.stages import Blocks, Stage, check_names, depths, freez
 from lightconv.data import ImageData
 from lightconv.errors import InputError
 from lightconv.models import Pretrained
+from lightconv.nn.fuse import fuse, unfuse
 from lightconv.tasks.schedules import schedule
 
 _RATES = ("max_lr", "base_lr")  # learning rates that schedulers are given, in place of the optimizer's
@@ -42,6 +44,8 @@ class FineTuning(L.Callback):
         cache: "memory", or a directory: while the whole backbone of a `Pretrained` is frozen, the head trains on
             features that are computed once, as `FeatureCache` does.
         copies: augmented copies of each image to cache; None leaves augmented images uncached.
+        fuse: while the whole backbone of a `Pretrained` is frozen, compute its chains of convolution, BatchNorm2d,
+            activation and pooling as blocks (`lightconv.fuse`), the same but for rounding.
 
     Raises:
         InputError: for stages that are none; and when the run starts, if the module does not fit them.
@@ -55,11 +59,13 @@ class FineTuning(L.Callback):
         blocks: Blocks | None = None,
         cache: str | Path | None = None,
         copies: int | None = None,
+        fuse: bool = False,
     ) -> None:
         if not 0 < decay <= 1:
             raise InputError(f"decay={decay} is not above 0 and at most 1")
         self.stages, self.decay, self.scheduler, self.blocks = stages_of(stages), decay, scheduler, blocks
         self.cache = FeatureCache(cache, copies) if cache else None
+        self.fuse = fuse
         self.stage = 0
         self._resumed: int | None = None
         self._names: list[list[str] | None] = []
@@ -102,11 +108,11 @@ class FineTuning(L.Callback):
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Give back what was frozen."""
-        self._restore(trainer)
+        self._restore(trainer, pl_module)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Give back what was frozen; after an exception there is no teardown."""
-        self._restore(trainer)
+        self._restore(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """Which stage the optimizer's and the scheduler's state in the checkpoint belong to."""
@@ -136,6 +142,8 @@ class FineTuning(L.Callback):
     def _enter(self, trainer: L.Trainer, pl_module: L.LightningModule, index: int, show: bool = False) -> None:
         self.stage = index
         self._freeze(pl_module)
+        if self.fuse:
+            self._fuse_frozen(self._parts(pl_module)[0])
         if isinstance(trainer.strategy, DDPStrategy):
             trainer.strategy.model = pl_module
             trainer.strategy.configure_ddp()  # which gradients it exchanges is fixed when it wraps
@@ -160,6 +168,12 @@ class FineTuning(L.Callback):
 
     def _freeze(self, pl_module: L.LightningModule) -> None:
         freeze(self._parts(pl_module)[0], self._names[self.stage], self._trainable)
+
+    def _fuse_frozen(self, network: nn.Module) -> None:
+        unfuse(network)
+        if isinstance(network, Pretrained) and not any(p.requires_grad for p in network.backbone.parameters()):
+            with suppress(InputError):  # some have nothing to fuse
+                fuse(network.backbone)
 
     def _schedule(self, trainer: L.Trainer, optimizer: Optimizer) -> None:
         factor = self.stages[self.stage].lr
@@ -189,9 +203,11 @@ class FineTuning(L.Callback):
         network = next((module for module in pl_module.modules() if isinstance(module, Pretrained)), None)
         return (network, network.blocks) if network else (pl_module, None)
 
-    def _restore(self, trainer: L.Trainer) -> None:
+    def _restore(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.cache and isinstance(data := trainer.datamodule, ImageData):  # type: ignore[attr-defined]
             data.serve({})
+        if self.fuse:
+            unfuse(pl_module)
         for parameter in self._trainable:
             parameter.requires_grad_(True)
         for module, training in self._modes.items():

@@ -100,7 +100,8 @@ def test_defect_7_processes_stay_equal_after_unfreezing(kind, tmp_path):
     assert torch.load(tmp_path / "difference.pt") == 0
 
 
-THREE = [{"epoch": 0, "train": "head"}, {"epoch": 1, "train": 1, "lr": 0.5}, {"epoch": 3, "train": "all"}]
+HEAD = {"epoch": 0, "train": "head"}
+THREE = [HEAD, {"epoch": 1, "train": 1, "lr": 0.5}, {"epoch": 3, "train": "all"}]
 
 
 def test_stages_follow_the_epochs():
@@ -299,3 +300,28 @@ def test_steps_of_a_stage_fit_a_run_of_limited_steps():
     fit(module, [lc.FineTuning(THREE, scheduler=CosineAnnealingLR, blocks=BLOCKS)], None, max_steps=9)
     rates = [rates[0] for rates in module.rates]
     assert rates[4:] == pytest.approx([0.05 * (1 + math.cos(math.pi * i / 5)) / 2 for i in range(5)])
+
+
+@pytest.mark.parametrize("name", ["torchvision/vgg16", "torchvision/resnet50", "torchvision/mobilenet_v2"])
+def test_a_frozen_network_is_computed_in_blocks_and_is_itself_again_when_it_trains(name, tmp_path):
+    fused = []
+
+    class Note(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            fused.append(sum(isinstance(m, lc.nn.ConvBlock) for m in pl_module.modules()))
+
+    def heads(**options):
+        torch.manual_seed(0)
+        model = Pretrained(name, 3, "none", image_size=32, channels=1, dropout=0.0)
+        classes = [type(module) for module in model.modules()]
+        checkpoint = ModelCheckpoint(tmp_path / str(options), "last")
+        callbacks = [lc.FineTuning([HEAD, {"epoch": 2, "train": 1}], **options), Note(), checkpoint]
+        fit(Classification(model), callbacks, 3, side=32, limit_train_batches=2, precision="64-true")
+        assert [type(module) for module in model.modules()] == classes
+        return torch.load(tmp_path / str(options) / "last.ckpt", weights_only=True)["state_dict"]
+
+    expected, actual = heads(), heads(fuse=True)
+    chains = {"torchvision/vgg16": 13, "torchvision/resnet50": 53, "torchvision/mobilenet_v2": 52}[name]
+    assert fused == [0] * 6 + [chains] * 4 + [0] * 2
+    assert list(actual) == list(expected)
+    torch.testing.assert_close(actual["model.head.1.weight"], expected["model.head.1.weight"])
