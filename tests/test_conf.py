@@ -39,6 +39,10 @@ def test_composes_and_builds(choice, tmp_path):
     overrides = [f"{choice.parent}={choice.name}"]
     if choice.name == "gpu":
         overrides += ["trainer.accelerator=auto", "trainer.precision=32-true"]  # no GPU here
+    if choice == Path("data/folder"):  # its classes are those of a folder
+        overrides += [f"data.root={tmp_path}"]
+        for name in "abcdefghij":
+            (tmp_path / name).mkdir()
     config = composed(overrides, tmp_path)
     task, data, trainer = build_task(config), instantiate(config.data), build_trainer(config, tmp_path)
     assert len(data.classes) == task.classes

@@ -6,6 +6,8 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lightconv.cli import run, sweep
-from lightconv.errors import InputError
+from lightconv.errors import InputError, InputWarning
 from lightconv.operators import backend
 
 
@@ -126,3 +128,8 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*`isinstance.treespec, LeafSpec.`.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    warnings.formatwarning = partial(_formatted, warnings.formatwarning)
+
+
+def _formatted(others: Callable[..., str], message: Any, category: type[Warning], *place: Any) -> str:
+    return f"warning: {message}\n" if issubclass(category, InputWarning) else others(message, category, *place)

@@ -8,13 +8,13 @@ import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from lightconv import visualize
 from lightconv.callbacks import FineTuning, KernelSummary
 from lightconv.cli import run, tables
 from lightconv.cli.application import instantiate
-from lightconv.data import ImageData
+from lightconv.data import ImageData, ImageFolder
 from lightconv.errors import InputError
 from lightconv.loggers import read_metrics
 from lightconv.models.weights import read_checkpoint
@@ -54,7 +54,7 @@ def train(config: DictConfig) -> float | None:
     batch = torch.zeros(data.batch_size, *data.image_shape)
     task.example_input_array = trainer.precision_plugin.convert_input(batch)
     if not resuming:  # everything fits: from here on there is a run
-        run.begin(directory, config)
+        begin(directory, config, data)
     checkpoint = run.last_checkpoint(directory, config) if resuming else None
     with use_backend(config.backend):
         started = time.perf_counter()
@@ -97,6 +97,17 @@ def build_data(config: DictConfig, task: Classification) -> ImageData:
         return instantiate(config.data, _partial_=True)(preprocessing=preprocessing)  # Hydra would make it a config
     except TypeError as error:
         raise InputError(f"data: {error}") from error
+
+
+def begin(directory: Path, config: DictConfig, data: ImageData) -> None:
+    """Write what defines a run; of a folder of images also its classes, in config.yaml, and which files gave no image.
+
+    The folder may change: a network's outputs keep their names.
+    """
+    if isinstance(data, ImageFolder):
+        OmegaConf.update(config, "data.classes", list(data.classes), force_add=True)
+        run.write_json(directory / "bad_files.json", data.bad_files)
+    run.begin(directory, config)
 
 
 def build_task(config: DictConfig) -> Classification:

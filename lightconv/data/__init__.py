@@ -1,10 +1,11 @@
-"""Images as LightningDataModules: small sets held in memory and batched whole."""
+"""Images as LightningDataModules: known sets and folders of files, batched whole."""
 
 from lightconv.data.augmentation import Augmentation
 from lightconv.data.base import ImageData
 from lightconv.data.batches import Batches
 from lightconv.data.cifar import CIFAR10
 from lightconv.data.digits import Digits
+from lightconv.data.folder import ImageFolder
 from lightconv.data.mnist import MNIST, FashionMNIST
 
-__all__ = ["CIFAR10", "MNIST", "Augmentation", "Batches", "Digits", "FashionMNIST", "ImageData"]
+__all__ = ["CIFAR10", "MNIST", "Augmentation", "Batches", "Digits", "FashionMNIST", "ImageData", "ImageFolder"]

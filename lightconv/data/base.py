@@ -11,19 +11,22 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from lightconv.data.batches import Batches
+from lightconv.data.stored import StoredImages
 from lightconv.errors import InputError
 from lightconv.models import Preprocessing
 
 # the sizes of different splits differ, so none is given a name
-Images = UInt8[Tensor, "_ _ _ _"]
+InMemory = UInt8[Tensor, "_ _ _ _"]
+Images = InMemory | StoredImages
 Labels = Int64[Tensor, " _"]
 Split = tuple[Images, Labels]
 
 
 class ImageData(L.LightningDataModule):
-    """A set of small images with a fixed train, validation and test split, held in memory as uint8.
+    """A set of images as uint8 with a fixed train, validation and test split, held in memory or stored elsewhere.
 
-    Subclasses say what the images are and implement ``load``. The test part is first read when testing starts.
+    Subclasses say what the images are and implement ``load``. The test part is first read when testing starts, where
+    it can be read alone.
 
     Args:
         batch_size: images a training batch.
@@ -74,7 +77,7 @@ class ImageData(L.LightningDataModule):
             stage: "fit" or "test".
 
         Returns:
-            The splits "train" and "validation" for "fit", "test" for "test".
+            The splits "train" and "validation" for "fit", and "test" too if it was read with them; "test" for "test".
         """
         raise NotImplementedError
 
@@ -197,10 +200,13 @@ def sample(images: Images, labels: Labels, count: int) -> Split:
     Raises:
         InputError: if there are too few.
     """
-    return (images, labels) if count == len(labels) else split_off(images, labels, count)[1]
+    if count == len(labels):
+        return images, labels
+    chosen = set_apart(labels, count)[1]
+    return images.only(chosen) if isinstance(images, StoredImages) else images[chosen], labels[chosen]
 
 
-def split_off(images: Images, labels: Labels, count: int) -> tuple[Split, Split]:
+def split_off(images: InMemory, labels: Labels, count: int) -> tuple[tuple[InMemory, Labels], tuple[InMemory, Labels]]:
     """Split the same stratified sample of ``count`` images off, whatever the seed of the run.
 
     Returns:
@@ -209,8 +215,21 @@ def split_off(images: Images, labels: Labels, count: int) -> tuple[Split, Split]
     Raises:
         InputError: if there are too few images for one of each class on both sides.
     """
+    left, sample = set_apart(labels, count)
+    return (images[left], labels[left]), (images[sample], labels[sample])
+
+
+def set_apart(labels: Labels, count: int) -> tuple[list[int], list[int]]:
+    """Choose ``count`` labels, each class in proportion, the same ones every time.
+
+    Returns:
+        The positions of those left, and of those chosen.
+
+    Raises:
+        InputError: if there are too few for one of each class on both sides.
+    """
     try:
-        left, sample = train_test_split(range(len(labels)), test_size=count, stratify=labels, random_state=0)
+        left, chosen = train_test_split(range(len(labels)), test_size=count, stratify=labels, random_state=0)
     except ValueError as error:
         raise InputError(f"cannot set {count} of {len(labels)} images apart: {error}") from error
-    return (images[left], labels[left]), (images[sample], labels[sample])
+    return left, chosen

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from lightconv.data.stored import StoredImages
+
 Batch = tuple[Float[Tensor, "n ..."], Int64[Tensor, " n"]]
 Transform = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -19,7 +21,7 @@ def generator(*entropy: int, device: torch.device | str = "cpu") -> torch.Genera
 
 
 class Batches:
-    """A data loader over uint8 images in memory.
+    """A data loader over uint8 images in memory, or stored elsewhere.
 
     Order and augmentation depend on seed, epoch and position alone, never on how often somebody has drawn a random
     number before: a resumed run sees what the uninterrupted one would have seen, in the middle of an epoch too
@@ -40,7 +42,7 @@ class Batches:
 
     def __init__(
         self,
-        images: UInt8[Tensor, "n c h w"],
+        images: UInt8[Tensor, "n c h w"] | StoredImages,
         labels: Int64[Tensor, " n"],
         batch_size: int,
         transform: Transform,

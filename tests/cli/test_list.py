@@ -70,7 +70,7 @@ def test_names_are_whole_and_lines_short_in_a_narrow_terminal(listed):
 
 def test_one_group_alone(listed):
     printed = settings(listed("what=data"))
-    assert printed == ["data=cifar10", "data=digits", "data=fashion_mnist", "data=mnist"]
+    assert printed == ["data=cifar10", "data=digits", "data=fashion_mnist", "data=folder", "data=mnist"]
     assert list(Path().iterdir()) == []
 
 

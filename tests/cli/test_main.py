@@ -1,11 +1,14 @@
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 from omegaconf import OmegaConf
 
 from lightconv.cli import VERBS, main
+from lightconv.cli.application import quiet
+from lightconv.errors import InputWarning
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])
@@ -41,3 +44,10 @@ def test_a_mistake_in_the_environment_is_told_without_a_traceback(verb):
     )
     assert done.returncode == 2
     assert done.stderr.startswith("error: LIGHTCONV_BACKEND: unknown backend 'fast': choose one of auto")
+
+
+def test_a_warning_about_input_is_one_line_and_others_stay_as_they_are():
+    quiet()
+    told = warnings.formatwarning(InputWarning("two files are left out"), InputWarning, "folder.py", 7)
+    assert told == "warning: two files are left out\n"
+    assert "folder.py:7" in warnings.formatwarning(UserWarning("other"), UserWarning, "folder.py", 7)

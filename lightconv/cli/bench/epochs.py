@@ -76,7 +76,7 @@ class PerImage(Dataset[tuple[Tensor, int]]):
 
     def __init__(self, data: Sized) -> None:
         images, labels = data.split("train")
-        self.images, self.labels = images.permute(0, 2, 3, 1).numpy(), labels.tolist()
+        self.images, self.labels = images[:].permute(0, 2, 3, 1).numpy(), labels.tolist()
         self.transform = Compose([ToTensor(), Normalize(data.data.mean, data.data.deviation)])
 
     def __len__(self) -> int:
@@ -93,7 +93,7 @@ class Indexed:
 
     def __init__(self, data: Sized) -> None:
         images, labels = data.split("train")
-        self.images, self.labels = data.normalize(images.float() / 255).to(device()), labels.to(device())
+        self.images, self.labels = data.normalize(images[:].float() / 255).to(device()), labels.to(device())
         self.batch_size = data.batch_size
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:

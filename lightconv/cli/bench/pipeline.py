@@ -50,7 +50,7 @@ def pipeline(config: DictConfig) -> Report:
 def check(config: DictConfig, data: Sized) -> None:
     """Make sure that all sides train alike: where one batch has all images, there is no order that could differ."""
     single = Sized(data.data, min(data.count, data.batch_size))
-    probe = single.normalize(single.split("train")[0].float() / 255)
+    probe = single.normalize(single.split("train")[0][:].float() / 255)
     with torch.no_grad():
         answers = {name: train(config, single).model.cpu()(probe) for name, train in TRAININGS.items()}
     expected = answers["lightconv"]

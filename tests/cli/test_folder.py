@@ -1,0 +1,86 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from data.photographs import BAD, write_odd_files, write_photographs
+from omegaconf import OmegaConf
+
+from cli.conftest import metrics
+from lightconv.errors import InputWarning
+
+# what is left out is looked at in one test
+pytestmark = pytest.mark.filterwarnings("ignore::lightconv.errors.InputWarning")
+
+SETTINGS = (
+    "data=folder", "data.root=photographs", "data.image_size=32", "data.batch_size=8",
+    "model.channels=3", "model.image_size=32", "model.classes=2", "scheduler=none",
+    "trainer.enable_progress_bar=false", "hydra.run.dir=runs/mine",
+)  # fmt: skip
+KINDS = 20
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    root = write_photographs(tmp_path / "photographs", 24)
+    write_odd_files(root / "flower")
+    return root
+
+
+def test_a_folder_with_bad_files_of_many_kinds_trains_and_the_bad_ones_are_named(lightconv, photographs):
+    assert len(BAD) >= KINDS
+    with pytest.warns(InputWarning, match=f"photographs: {len(BAD)} of .* files give no image and are left out"):
+        lightconv("train", *SETTINGS, "trainer.max_epochs=12", "optimizer.lr=0.003")
+    named = json.loads(Path("runs/mine/bad_files.json").read_text())
+    assert set(named) == {f"flower/{name}" for name in BAD}
+    assert metrics(Path("runs/mine"))["test/accuracy"] > 0.8
+    assert metrics(Path("runs/mine"))["classes"].keys() == {"flower", "temple"}
+    assert OmegaConf.load("runs/mine/config.yaml").data.classes == ["flower", "temple"]
+
+
+def test_a_run_keeps_its_classes_when_the_folder_changes(lightconv, told, photographs):
+    lightconv("train", *SETTINGS, "trainer.max_epochs=2")
+    shutil.rmtree(photographs / "flower")  # what is left has to keep the second output
+    lightconv("evaluate", "run=runs/mine", "+data.test=1")
+    (evaluation,) = Path("runs/mine/evaluations").iterdir()
+    assert (evaluation / "confusion_matrix.png").is_file()
+    (photographs / "animal").mkdir()
+    message = told(lightconv, "evaluate", "run=runs/mine")
+    assert "classes that the network has not: animal; it has flower, temple" in message
+    assert "animal" in told(lightconv, "train", "resume=runs/mine", "trainer.max_epochs=3")
+
+
+def test_a_stopped_run_goes_on_from_images_on_disk(lightconv, photographs):
+    disk = ("data.cache=disk", "data.cache_dir=cache")
+    lightconv("train", *SETTINGS, *disk, "trainer.max_epochs=1")
+    lightconv("train", "resume=runs/mine", "trainer.max_epochs=2")
+    assert metrics(Path("runs/mine"))["epochs"] == 2
+    assert len(list(Path("cache").glob("*/images"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["data.root=null"], ["data.root=FOLDER"]),
+        (["data.root=nowhere"], ["nowhere is no folder"]),
+        (["data.on_error=raise"], ["photographs/flower/", "data.on_error=skip"]),
+        (["model.classes=3"], ["ImageFolder has 2 classes", "model.classes=2"]),
+        (["data.cache=ram"], ["choose one of memory, disk, none"]),
+        (["data.labels=labels.csv"], ["labels.csv cannot be read"]),
+    ],
+)
+def test_mistakes_are_told_before_there_is_a_run(lightconv, told, photographs, arguments, words):
+    message = told(lightconv, "train", *SETTINGS, *arguments)
+    for word in words:
+        assert word in message
+    assert not Path("runs/mine/config.yaml").exists()
+
+
+def test_the_doctor_reads_a_folder_that_it_is_given(lightconv, photographs, capsys):
+    lightconv("doctor", "json=true")
+    (row,) = [row for row in json.loads(capsys.readouterr().out)["data"] if row["name"] == "folder"]
+    assert row["state"] == "ImageFolder has no folder: give one as data.root=FOLDER, or data.labels=FILE.csv"
+    lightconv("doctor", "json=true", "data.folder.root=photographs")
+    (row,) = [row for row in json.loads(capsys.readouterr().out)["data"] if row["name"] == "folder"]
+    assert row["found"]
+    assert "train" in row["state"]
