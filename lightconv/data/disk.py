@@ -26,7 +26,7 @@ def on_disk(paths: Sequence[Path], decoder: Decoder, folder: Path) -> tuple[Read
     """Map what the folder holds, or decode all files into it where it does not hold just these, whole and unchanged.
 
     A file counts as unchanged by its path, size and time of modification. Those that could not be read are tried again,
-    and everything is summed up again, a second or so a gigabyte: nothing is trusted that was damaged.
+    and what is stored is read once, for its checksum: nothing is trusted that was damaged.
 
     Args:
         paths: the image files.

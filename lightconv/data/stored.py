@@ -1,5 +1,6 @@
 """Images that are read as they are needed: from memory, from a file, or decoded anew every time."""
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -96,10 +97,11 @@ class Decoder:
         """
         chosen = [paths[row] for row in rows.tolist()]
         images = torch.empty(len(chosen), 3, self.side, self.side, dtype=torch.uint8)
-        for position, result in enumerate(self._results(chosen)):
-            if not isinstance(result, Tensor):
-                raise InputError(f"{chosen[position]}: {result}. It could be read when the run began")
-            images[position] = result
+        with ThreadPoolExecutor(self.workers) as pool:
+            for position, result in enumerate(pool.map(self._image_or_reason, chosen)):
+                if not isinstance(result, Tensor):
+                    raise InputError(f"{chosen[position]}: {result}. It could be read when the run began")
+                images[position] = result
         return images
 
     def _results(self, paths: Sequence[Path]) -> Iterator[Tensor | str]:
@@ -119,9 +121,18 @@ class Decoder:
 
 
 def in_memory(paths: Sequence[Path], decoder: Decoder) -> tuple[Read, Bad]:
-    """Decode all files once and keep the images; rows of bad files stay unused."""
+    """Decode all files once and keep the images; rows of bad files stay unused.
+
+    Raises:
+        InputError: if memory does not suffice, or for a file that cannot be read, if the decoder is strict.
+    """
     bad: Bad = {}
-    images = torch.empty(len(paths), 3, decoder.side, decoder.side, dtype=torch.uint8)
+    shape = (len(paths), 3, decoder.side, decoder.side)
+    try:
+        images = torch.empty(shape, dtype=torch.uint8)
+    except RuntimeError as error:
+        size = math.prod(shape) / 1e9
+        raise InputError(f"{size:,.0f} GB of images do not fit into memory: choose data.cache=disk or none") from error
     for row, image in decoder.images(paths, bad):
         images[row] = image
     return partial(torch.index_select, images, 0), bad

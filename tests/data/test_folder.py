@@ -254,6 +254,11 @@ def test_settings_out_of_range_are_told(options, words):
         folder(None, **options)
 
 
+def test_images_that_do_not_fit_into_memory_are_told(colours):
+    with pytest.raises(InputError, match=r"do not fit into memory: choose data.cache=disk or none"):
+        folder(colours, image_size=10**8).setup("fit")
+
+
 def test_no_folder_at_all_is_told():
     with pytest.raises(InputError, match=r"data.root=FOLDER, or data.labels=FILE.csv"):
         folder(None).setup("fit")
