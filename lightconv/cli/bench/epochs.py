@@ -35,7 +35,7 @@ class Sized(ImageData):
 
     def __init__(self, data: ImageData, count: int) -> None:
         super().__init__(data.batch_size, seed=data.seed)
-        self.data, self.count = data, count
+        self.data, self.count, self.image_shape = data, count, data.image_shape
 
     def load(self, stage: str) -> dict[str, Split]:
         """Take the training images from the first on, again and again."""
