@@ -178,6 +178,14 @@ def test_fewer_training_images_are_chosen_without_reading_them(colours, decoded)
     assert len(decoded) == 44
 
 
+def test_testing_asks_for_no_training_images(colours):
+    data = folder(colours, training_images=100)
+    data.setup("test")
+    assert len(data.split("test")[1]) == 6
+    with pytest.raises(InputError, match="cannot set 100 of 28 images apart"):
+        data.split("train")
+
+
 def test_preprocessing_decides_size_and_normalisation(colours, tmp_path):
     preprocessing = Preprocessing(image_size=5, mean=(0.5, 0.5, 0.5), deviation=(0.5, 0.5, 0.5))
     data = folder(colours, preprocessing=preprocessing)
