@@ -7,8 +7,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from lightconv.cli.application import config_directory, instantiate
-from lightconv.cli.train import build_task, build_trainer
+from lightconv.cli.application import config_directory
+from lightconv.cli.train import build_data, build_task, build_trainer
 
 FILES = sorted(str(p.relative_to(config_directory())) for p in config_directory().rglob("*.yaml"))
 CHOICES = [Path(file).with_suffix("") for file in FILES if "/" in file]
@@ -27,6 +27,7 @@ def test_nothing_lies_outside_a_group():
         "optimizer",
         "scheduler",
         "trainer",
+        "finetune",
         "callbacks",
         "logger",
         "experiment",
@@ -43,8 +44,11 @@ def test_composes_and_builds(choice, tmp_path):
         overrides += [f"data.root={tmp_path}"]
         for name in "abcdefghij":
             (tmp_path / name).mkdir()
+    if choice == Path("model/pretrained"):  # its weights would be downloaded
+        overrides += ["model.weights=none"]
     config = composed(overrides, tmp_path)
-    task, data, trainer = build_task(config), instantiate(config.data), build_trainer(config, tmp_path)
+    task, trainer = build_task(config), build_trainer(config, tmp_path)
+    data = build_data(config, task)
     assert len(data.classes) == task.classes
     assert trainer.max_epochs == config.trainer.max_epochs
     OmegaConf.resolve(config)

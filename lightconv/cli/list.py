@@ -16,6 +16,7 @@ GROUPS = {
     "optimizer": "optimizers",
     "scheduler": "schedulers",
     "trainer": "trainers",
+    "finetune": "stages of fine-tuning",
     "callbacks": "callbacks",
     "logger": "loggers",
     "debug": "to look for a defect",

@@ -324,4 +324,4 @@ def test_a_frozen_network_is_computed_in_blocks_and_is_itself_again_when_it_trai
     chains = {"torchvision/vgg16": 13, "torchvision/resnet50": 53, "torchvision/mobilenet_v2": 52}[name]
     assert fused == [0] * 6 + [chains] * 4 + [0] * 2
     assert list(actual) == list(expected)
-    torch.testing.assert_close(actual["model.head.1.weight"], expected["model.head.1.weight"])
+    torch.testing.assert_close(actual["model.head.1.weight"], expected["model.head.1.weight"], rtol=1e-3, atol=1e-5)
