@@ -1,17 +1,20 @@
 """Classification: cross-entropy, any torch optimizer and scheduler, metrics once an epoch."""
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
+from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassConfusionMatrix,
@@ -37,7 +40,16 @@ class Classification(L.LightningModule):
         optimizer: called with the trainable parameters; AdamW by default.
         scheduler: called with the optimizer, and as it is said in ``lightconv.tasks.schedules.schedule``.
         label_smoothing: of the training loss.
+        class_weights: factors on the training loss of each class's images, or "balanced": rarer classes weigh more, as
+            in scikit-learn's ``compute_class_weight``, by the datamodule's training labels, with a mean of 1 over its
+            images. Validation and test losses stay without, so that runs can be compared; for unbalanced data there is
+            ``balanced_accuracy``, the mean over the classes.
+
+    Raises:
+        InputError: for a number out of range.
     """
+
+    loss_weights: Tensor | None
 
     def __init__(
         self,
@@ -46,6 +58,7 @@ class Classification(L.LightningModule):
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = torch.optim.AdamW,
         scheduler: Callable[..., LRScheduler] | None = None,
         label_smoothing: float = 0.0,
+        class_weights: str | Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= label_smoothing < 1:
@@ -54,8 +67,14 @@ class Classification(L.LightningModule):
         assert isinstance(classes, int)
         self.model, self.classes = model, classes
         self.optimizer, self.scheduler, self.label_smoothing = optimizer, scheduler, label_smoothing
-        accuracy = MulticlassAccuracy(classes, average="micro")
-        self.validation_metrics = MetricCollection({"accuracy": accuracy}, prefix="val/")
+        self.class_weights = class_weights
+        # of its size from the start: averaged copies of the task pair its buffers with their own
+        self.register_buffer("loss_weights", _loss_weights(class_weights, classes), persistent=False)
+        accuracies: dict[str, Metric | MetricCollection] = {
+            "accuracy": MulticlassAccuracy(classes, average="micro"),
+            "balanced_accuracy": MulticlassAccuracy(classes, average="macro"),
+        }
+        self.validation_metrics = MetricCollection(accuracies, prefix="val/")
         self.test_metrics = self.validation_metrics.clone(prefix="test/")
         self.class_metrics = MetricCollection(
             {
@@ -76,10 +95,12 @@ class Classification(L.LightningModule):
         return self.model(images)
 
     def setup(self, stage: str) -> None:
-        """Check the model against the data, where these say what they are."""
+        """Check the model against the data, where these say what they are, and count what is to be balanced."""
         data: Any = getattr(self.trainer, "datamodule", None)
         if hasattr(data, "image_shape") and hasattr(data, "classes"):
             self.check_fit(data)
+        if stage == "fit" and self.class_weights == "balanced":
+            self.weigh_classes(data)
 
     def check_fit(self, data: Any) -> None:
         """Try the model on one blank image, so that a misfit is an error before the first batch.
@@ -97,6 +118,29 @@ class Classification(L.LightningModule):
                 f"{name} has {classes} classes, the task counts {self.classes}: set task.classes={classes}"
             )
 
+    def weigh_classes(self, data: Any) -> None:
+        """Weigh the training loss by how rare each class is among the training images.
+
+        Args:
+            data: gives labels as the second part of ``split("train")``, as ImageData does.
+
+        Raises:
+            InputError: if the data do not, or have no image of a class.
+        """
+        if not hasattr(data, "split"):
+            raise InputError(
+                "class_weights=balanced counts the labels of a datamodule like lightconv.data.ImageData, and there is "
+                f"none here: give a list of {self.classes} weights"
+            )
+        labels = data.split("train")[1].numpy()
+        if missing := sorted(set(range(self.classes)) - set(labels.tolist())):
+            raise InputError(
+                f"class_weights=balanced: no training image is of class {', '.join(map(str, missing))}: give a list of "
+                f"{self.classes} weights"
+            )
+        weights = compute_class_weight("balanced", classes=np.arange(self.classes), y=labels)
+        self.loss_weights = torch.from_numpy(weights).float()
+
     def configure_optimizers(self) -> Any:
         """Build the optimizer and, if there is one, the scheduler with its length filled in."""
         optimizer = built("optimizer", self.optimizer, (p for p in self.parameters() if p.requires_grad))
@@ -108,9 +152,19 @@ class Classification(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         """Return the loss of one batch."""
         images, labels = batch
-        loss = cross_entropy(self(images), labels, label_smoothing=self.label_smoothing)
+        loss = self.training_loss(self(images), labels)
         self._training.add(loss.detach() * len(labels), len(labels))
         return loss
+
+    def training_loss(self, logits: Float[Tensor, "n classes"], targets: Tensor) -> Float[Tensor, ""]:
+        """The smoothed and weighted loss, a mean over the images."""
+        if self.loss_weights is None:
+            return cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        # torch's own mean divides by the weights of the batch's labels, but by the number of images for soft targets
+        losses = cross_entropy(
+            logits, targets, self.loss_weights, reduction="none", label_smoothing=self.label_smoothing
+        )
+        return losses.mean()
 
     def on_train_epoch_start(self) -> None:
         """Note the learning rate of the epoch's first step."""
@@ -207,6 +261,19 @@ class Sum:
         """Add the losses of ``count`` images."""
         self.total = loss + self.total
         self.count += count
+
+
+def _loss_weights(class_weights: str | Sequence[float] | None, classes: int) -> Tensor | None:
+    if class_weights is None:
+        return None
+    if class_weights == "balanced":
+        return torch.ones(classes)  # until the labels are counted
+    valid = not isinstance(class_weights, str) and all(0 <= weight < math.inf for weight in class_weights)
+    if not valid or len(class_weights) != classes or not any(class_weights):
+        raise InputError(
+            f"class_weights={class_weights}: give null, balanced, or a list of {classes} numbers, none of them negative"
+        )
+    return torch.tensor(list(class_weights), dtype=torch.get_default_dtype())
 
 
 def _check_model(model: nn.Module, image_shape: tuple[int, int, int], classes: int, name: str) -> None:

@@ -108,6 +108,16 @@ def test_a_resumed_run_cannot_go_back(lightconv, capsys):
     assert "damaged" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("weights", ["balanced", [1, 1, 1, 1, 1, 2, 2, 2, 2, 2.5]], ids=str)
+def test_classes_can_be_weighted(lightconv, weights):
+    lightconv("train", *SMOKE, "hydra.run.dir=runs/plain")
+    lightconv("train", *SMOKE, f"task.class_weights={weights}", "hydra.run.dir=runs/weighted")
+    assert OmegaConf.load("runs/weighted/config.yaml").task.class_weights == weights
+    plain, weighted = metrics(Path("runs/plain")), metrics(Path("runs/weighted"))
+    assert plain["val/loss"] != weighted["val/loss"]
+    assert weighted["test/balanced_accuracy"] > 0
+
+
 def test_testing_can_be_turned_off(lightconv):
     lightconv("train", *SMOKE, "trainer.limit_test_batches=0", "hydra.run.dir=runs/mine")
     assert Path("runs/mine/weights.pt").is_file()
@@ -184,6 +194,7 @@ def test_a_sweep_with_a_failed_job_still_shows_the_others(lightconv, capsys):
         (["scheduler=step", "~scheduler.step_size"], ["torch refuses", "step_size"]),
         (["optimizer._target_=torch.optim.Adamm"], ["torch.optim.Adamm"]),
         (["data.batch_size=0"], ["batch_size=0"]),
+        (["task.class_weights=[1,2]"], ["class_weights=[1, 2]", "10 numbers"]),
         (["seed=-1"], ["seed=-1", "from 0"]),
         (["seed=abc"], ["seed=abc"]),
         (["trainer.devices=2"], ["one process"]),

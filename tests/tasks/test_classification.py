@@ -6,7 +6,9 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
+from sklearn.metrics import balanced_accuracy_score
 from torch import nn
+from torch.nn.functional import one_hot
 from torch.optim import SGD, lr_scheduler
 
 import lightconv as lc
@@ -174,6 +176,114 @@ def test_metrics_equal_a_count_by_hand():
     counts.index_put_((labels, predictions), torch.ones_like(labels), accumulate=True)
     assert torch.equal(module.class_results["confusion"], counts)
     torch.testing.assert_close(module.class_results["recall"], counts.diagonal() / counts.sum(1))
+
+
+class UnbalancedDigits(lc.data.Digits):
+    """All training images of the ones, a tenth of the others."""
+
+    def load(self, stage):
+        splits = super().load(stage)
+        if stage == "fit":
+            images, labels = splits["train"]
+            kept = (labels == 1) | (torch.arange(len(labels)) % 10 == 0)
+            splits["train"] = images[kept], labels[kept]
+        return splits
+
+
+def test_class_weights_multiply_the_loss_of_each_image():
+    logits, labels, weights = torch.randn(6, 3), torch.tensor([0, 1, 1, 2, 2, 2]), [0.5, 1, 4]
+    module = task(LeNet(classes=3), class_weights=weights)
+    losses = nn.functional.cross_entropy(logits, labels, reduction="none")
+    by_hand = sum(weights[label] * loss for label, loss in zip(labels, losses, strict=True)) / 6
+    torch.testing.assert_close(module.training_loss(logits, labels), by_hand)
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("class_weights", [None, [0.5, 1, 4]])
+def test_labels_cost_what_the_same_soft_targets_cost(label_smoothing, class_weights):
+    logits, labels = torch.randn(6, 3), torch.tensor([0, 1, 1, 2, 2, 2])
+    module = task(LeNet(classes=3), class_weights=class_weights, label_smoothing=label_smoothing)
+    soft = module.training_loss(logits, one_hot(labels).float())
+    torch.testing.assert_close(module.training_loss(logits, labels), soft)
+
+
+def test_balanced_weights_give_every_class_the_same_weight_and_keep_the_losss_scale():
+    module, data = task(class_weights="balanced"), UnbalancedDigits()
+    module.weigh_classes(data)
+    counts = data.split("train")[1].bincount()
+    assert counts.max() > 5 * counts.min()
+    torch.testing.assert_close(module.loss_weights * counts, torch.full((10,), counts.sum() / 10))
+
+
+def test_balanced_weights_help_the_rare_classes():
+    def figures(class_weights):
+        module, data = task(class_weights=class_weights), UnbalancedDigits(batch_size=32)
+        trainer = fit(module, epochs=6, data=data)
+        trainer.test(module, data, verbose=False)
+        return trainer.callback_metrics
+
+    without, balanced = figures(None), figures("balanced")
+    assert balanced["test/balanced_accuracy"] > without["test/balanced_accuracy"] + 0.02
+
+
+def test_balanced_accuracy_is_scikit_learns():
+    module, data = task(), UnbalancedDigits()
+    fit(module, epochs=1, data=data)
+    trainer = L.Trainer(**QUIET, enable_checkpointing=False)
+    figures = trainer.validate(module, data.train_dataloader(), verbose=False)[0]
+    data.augmentation = None
+    images, labels = data.split("train")
+    with torch.no_grad():
+        predictions = module.eval()(data.normalize(images.float() / 255)).argmax(1)
+    assert figures["val/balanced_accuracy"] == pytest.approx(balanced_accuracy_score(labels, predictions))
+    assert figures["val/balanced_accuracy"] < figures["val/accuracy"] - 0.1
+
+
+def test_class_weights_leave_validation_and_checkpoints_alone(tmp_path):
+    weighted, plain = task(class_weights="balanced"), task()
+    trainer = fit(weighted, data=UnbalancedDigits())
+    trainer.save_checkpoint(tmp_path / "weighted.ckpt")
+    state = torch.load(tmp_path / "weighted.ckpt", weights_only=True)["state_dict"]
+    plain.load_state_dict(state)
+    for metric, value in trainer.validate(plain, UnbalancedDigits(), verbose=False)[0].items():
+        assert value == trainer.validate(weighted, UnbalancedDigits(), verbose=False)[0][metric]
+
+
+def test_balanced_training_resumes_to_the_same_bits(tmp_path):
+    whole, begun, resumed = (task(class_weights="balanced") for _ in range(3))
+    fit(whole, epochs=2, data=UnbalancedDigits())
+    with pytest.raises(InterruptedError):
+        fit(begun, epochs=2, data=UnbalancedDigits(), callbacks=[SaveAt(tmp_path / "half.ckpt", 3, stop=True)])
+    fit(resumed, epochs=2, data=UnbalancedDigits(), ckpt_path=tmp_path / "half.ckpt")
+    assert_bitwise_equal(whole, resumed)
+    without = task()
+    fit(without, epochs=2, data=UnbalancedDigits())
+    assert not torch.equal(whole.model.fc3.weight, without.model.fc3.weight)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_class_weights_go_with_any_precision(precision):
+    trainer = fit(task(class_weights="balanced"), epochs=2, precision=precision)
+    assert trainer.callback_metrics["train/loss"] < 2.3
+
+
+@pytest.mark.parametrize(
+    "class_weights", ["even", [1, 1], [1] * 9 + [-1], [0] * 10, [1] * 9 + [math.nan], [1] * 9 + [math.inf]], ids=str
+)
+def test_impossible_class_weights_are_told(class_weights):
+    with pytest.raises(InputError, match="give null, balanced, or a list of 10 numbers"):
+        task(class_weights=class_weights)
+
+
+def test_what_cannot_be_balanced_is_told():
+    data = digits()
+    images, labels = data.split("train")
+    loader = data.train_dataloader()
+    with pytest.raises(InputError, match="give a list of 10 weights"):
+        L.Trainer(**QUIET, max_epochs=1, enable_checkpointing=False).fit(task(class_weights="balanced"), loader)
+    data._splits["train"] = images[labels > 1], labels[labels > 1]
+    with pytest.raises(InputError, match="no training image is of class 0, 1:"):
+        task(class_weights="balanced").weigh_classes(data)
 
 
 def test_the_training_loss_is_the_mean_over_the_epoch(monkeypatch):
