@@ -6,5 +6,15 @@ from lightconv.callbacks.kernel_summary import KernelSummary
 from lightconv.callbacks.kernel_swap import KernelPrecision, KernelSwap
 from lightconv.callbacks.random_state import RandomState
 from lightconv.callbacks.stages import Stage
+from lightconv.callbacks.weight_average import WeightAverage
 
-__all__ = ["FineTuning", "GracefulStop", "KernelPrecision", "KernelSummary", "KernelSwap", "RandomState", "Stage"]
+__all__ = [
+    "FineTuning",
+    "GracefulStop",
+    "KernelPrecision",
+    "KernelSummary",
+    "KernelSwap",
+    "RandomState",
+    "Stage",
+    "WeightAverage",
+]

@@ -19,7 +19,8 @@ class GracefulStop(L.Callback):
         self._previous: Any = None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take Ctrl-C over; only the main thread may."""
+        """Take Ctrl-C over, which only the main thread may, and come after the callbacks that have to finish a step."""
+        trainer.callbacks = [c for c in trainer.callbacks if c is not self] + [self]  # type: ignore[attr-defined]
         if threading.current_thread() is threading.main_thread():
             self._asked = False
             self._previous = signal.signal(signal.SIGINT, self._ask)

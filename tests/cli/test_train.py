@@ -118,6 +118,19 @@ def test_classes_can_be_weighted(lightconv, weights):
     assert weighted["test/balanced_accuracy"] > 0
 
 
+def test_averaged_weights_are_tested_and_resume(lightconv):
+    average = (*SMOKE, "callbacks=ema", "+scheduler.total_steps=12")
+    lightconv("train", *average, "trainer.max_epochs=4", "hydra.run.dir=runs/whole")
+    lightconv("train", *average, "trainer.max_epochs=2", "hydra.run.dir=runs/half")
+    lightconv("train", "resume=runs/half", "trainer.max_epochs=4")
+    whole, resumed = (torch.load(f"runs/{name}/weights.pt", weights_only=True) for name in ("whole", "half"))
+    best = torch.load("runs/whole/checkpoints/best.ckpt", weights_only=True)
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, resumed[name])
+        assert torch.equal(tensor, best["state_dict"][f"model.{name}"])
+        assert not torch.equal(tensor, best["current_model_state"][f"model.{name}"])
+
+
 def test_testing_can_be_turned_off(lightconv):
     lightconv("train", *SMOKE, "trainer.limit_test_batches=0", "hydra.run.dir=runs/mine")
     assert Path("runs/mine/weights.pt").is_file()

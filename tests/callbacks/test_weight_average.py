@@ -1,0 +1,142 @@
+import signal
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+
+import lightconv as lc
+from lightconv.callbacks import GracefulStop, RandomState, WeightAverage
+from lightconv.errors import InputError
+from lightconv.tasks import Classification
+
+QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+
+
+class Small(nn.Module):
+    """With what is not a parameter, and what draws random numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Dropout(0.3), nn.Linear(784, 16), nn.BatchNorm1d(16))
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, images):
+        return self.head(self.layers(images).relu())
+
+
+def task():
+    torch.manual_seed(0)
+    return Classification(Small(), class_weights="balanced")
+
+
+def fit(module, tmp_path, *others, ckpt_path=None, decay=0.9, epochs=3):
+    kept = [
+        ModelCheckpoint(tmp_path, "best", monitor="val/loss", enable_version_counter=False),
+        ModelCheckpoint(tmp_path, "last", save_on_exception=True, enable_version_counter=False),
+    ]
+    callbacks = [*kept, RandomState(), GracefulStop(), WeightAverage(decay), *others]
+    trainer = L.Trainer(max_epochs=epochs, callbacks=callbacks, **QUIET)
+    trainer.fit(module, lc.data.Digits(batch_size=256), ckpt_path=ckpt_path)
+    return trainer
+
+
+def checkpoint(path):
+    return torch.load(path, weights_only=True)
+
+
+def assert_the_same(one, other):
+    for key in ("state_dict", "current_model_state", "averaging_state"):
+        for name, tensor in one[key].items():
+            assert torch.equal(tensor, other[key][name]), (key, name)
+
+
+class Weights(L.Callback):
+    """Note the weights after every step."""
+
+    def __init__(self):
+        self.values = []
+
+    def on_train_batch_end(self, trainer, module, *_):
+        self.values.append({name: tensor.clone() for name, tensor in module.state_dict().items()})
+
+
+def test_checkpoints_and_the_trained_module_hold_the_average(tmp_path):
+    weights, module = Weights(), task()
+    fit(module, tmp_path, weights)
+    average = weights.values[0]["model.head.weight"]
+    for steps, values in enumerate(weights.values[1:], 1):
+        decay = min(0.9, (1 + steps) / (10 + steps))
+        average = decay * average + (1 - decay) * values["model.head.weight"]
+    last = checkpoint(tmp_path / "last.ckpt")
+    torch.testing.assert_close(last["state_dict"]["model.head.weight"], average)
+    torch.testing.assert_close(module.model.head.weight.detach(), average)
+    for name, tensor in last["current_model_state"].items():
+        assert torch.equal(tensor, weights.values[-1][name])
+    assert last["state_dict"]["model.layers.3.num_batches_tracked"] == len(weights.values) == 15
+
+
+def test_what_is_validated_is_what_is_kept(tmp_path):
+    kept, module = {}, task()
+
+    class Note(L.Callback):
+        def on_validation_start(self, trainer, module):
+            kept.clear()
+
+        def on_validation_batch_start(self, trainer, module, *_):
+            kept.update({name: tensor.clone() for name, tensor in module.state_dict().items()})
+
+    trainer = fit(module, tmp_path, Note())
+    last = checkpoint(tmp_path / "last.ckpt")["state_dict"]
+    assert all(torch.equal(tensor, last[name]) for name, tensor in kept.items())
+    other = task()
+    other.load_state_dict(checkpoint(tmp_path / "best.ckpt")["state_dict"])
+    loss = trainer.callback_metrics["val/loss"].clone()
+    assert trainer.validate(other, lc.data.Digits(), verbose=False)[0]["val/loss"] == pytest.approx(loss.item())
+    # a later validation is of the weights that it is given
+    trainer.validate(task(), lc.data.Digits(), verbose=False)
+    assert trainer.callback_metrics["val/loss"] > loss + 0.1
+
+
+def test_the_first_weights_are_forgotten_in_a_short_run():
+    average, first = torch.zeros(3), torch.ones(1)
+    for steps in range(1, 20):
+        average = lc.callbacks.weight_average._average(average, first, torch.tensor(steps), decay=0.999)
+    assert (average > 0.99).all()
+
+
+class StopInTraining(L.Callback):
+    def on_before_backward(self, trainer, *_):
+        if trainer.global_step == 7:
+            signal.raise_signal(signal.SIGINT)  # GracefulStop finishes the step
+
+
+class StopInValidation(L.Callback):
+    def on_validation_batch_end(self, trainer, *_):
+        if trainer.global_step == 5:
+            raise InterruptedError
+
+
+@pytest.mark.parametrize("stop", [StopInTraining, StopInValidation])
+def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, stop):
+    fit(task(), tmp_path / "whole")
+    with pytest.raises((SystemExit, InterruptedError)):
+        fit(task(), tmp_path / "half", stop())
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning leaves it ignored
+    torch.manual_seed(123)
+    fit(task(), tmp_path / "half", ckpt_path=tmp_path / "half/last.ckpt")
+    assert_the_same(*(checkpoint(tmp_path / name / "last.ckpt") for name in ("half", "whole")))
+
+
+def test_a_finished_run_goes_on_from_its_own_weights(tmp_path):
+    fit(task(), tmp_path / "whole", epochs=4)
+    fit(task(), tmp_path / "half", epochs=2)
+    fit(task(), tmp_path / "half", epochs=4, ckpt_path=tmp_path / "half/last.ckpt")
+    assert_the_same(*(checkpoint(tmp_path / name / "last.ckpt") for name in ("half", "whole")))
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1])
+def test_a_decay_out_of_range_is_told(decay):
+    with pytest.raises(InputError, match=f"decay={decay}"):
+        WeightAverage(decay)
