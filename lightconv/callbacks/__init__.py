@@ -1,5 +1,6 @@
 """Lightning callbacks, and a part for precision plugins."""
 
+from lightconv.callbacks.early_stop import EarlyStop
 from lightconv.callbacks.fine_tuning import FineTuning
 from lightconv.callbacks.graceful_stop import GracefulStop
 from lightconv.callbacks.kernel_summary import KernelSummary
@@ -9,6 +10,7 @@ from lightconv.callbacks.stages import Stage
 from lightconv.callbacks.weight_average import WeightAverage
 
 __all__ = [
+    "EarlyStop",
     "FineTuning",
     "GracefulStop",
     "KernelPrecision",

@@ -131,6 +131,28 @@ def test_averaged_weights_are_tested_and_resume(lightconv):
         assert not torch.equal(tensor, best["current_model_state"][f"model.{name}"])
 
 
+def test_callbacks_add_up_and_early_stopping_stops_for_good(lightconv):
+    patience = ("callbacks=[early_stopping,ema]", "callbacks.early_stopping.patience=2", "optimizer.lr=0")
+    lightconv("train", *SMOKE, *patience, "trainer.max_epochs=9", "hydra.run.dir=runs/mine")
+    assert metrics(Path("runs/mine"))["epochs"] == 3
+    lightconv("train", "resume=runs/mine")
+    assert metrics(Path("runs/mine"))["epochs"] == 3
+    lightconv("train", "resume=runs/mine", "+callbacks.early_stopping.patience=4")
+    assert metrics(Path("runs/mine"))["epochs"] == 5
+
+
+@pytest.mark.parametrize("setting", ["+trainer.gradient_clip_algorithm=value", "trainer.precision=bf16-mixed"])
+def test_clipped_and_mixed_precision_runs_are_others_and_resume_to_the_same_bits(lightconv, setting):
+    changed = (*SMOKE, "+scheduler.total_steps=6", "trainer.gradient_clip_val=0.0001", setting)
+    lightconv("train", *SMOKE, "+scheduler.total_steps=6", "trainer.max_epochs=2", "hydra.run.dir=runs/plain")
+    lightconv("train", *changed, "trainer.max_epochs=2", "hydra.run.dir=runs/whole")
+    lightconv("train", *changed, "hydra.run.dir=runs/half")
+    lightconv("train", "resume=runs/half", "trainer.max_epochs=2")
+    plain, whole, resumed = (torch.load(f"runs/{n}/weights.pt", weights_only=True) for n in ("plain", "whole", "half"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert not any(torch.equal(whole[name], plain[name]) for name in whole)
+
+
 def test_testing_can_be_turned_off(lightconv):
     lightconv("train", *SMOKE, "trainer.limit_test_batches=0", "hydra.run.dir=runs/mine")
     assert Path("runs/mine/weights.pt").is_file()
