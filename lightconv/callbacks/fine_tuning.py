@@ -87,6 +87,12 @@ class FineTuning(L.Callback):
         for names in self._names:
             check_names(network, names)
 
+    def begin(self, pl_module: L.LightningModule) -> None:
+        """Freeze what the first stage freezes, for a run without this callback, such as a learning-rate finder's."""
+        self.check(pl_module)
+        self._trainable = {p for p in pl_module.parameters() if p.requires_grad}
+        self._freeze(pl_module)
+
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Enter the stage of the epoch, or that of the checkpoint, whose optimizer and scheduler are restored next."""
         if not isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy):

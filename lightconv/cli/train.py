@@ -8,6 +8,7 @@ import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig, OmegaConf
 
 from lightconv import visualize
@@ -19,7 +20,7 @@ from lightconv.errors import InputError
 from lightconv.loggers import read_metrics
 from lightconv.models.weights import read_checkpoint
 from lightconv.operators.backend import use_backend
-from lightconv.tasks import Classification
+from lightconv.tasks import Classification, range_test
 
 _SIGTERM_STATUS = 143
 
@@ -37,6 +38,8 @@ def train(config: DictConfig) -> float | None:
     resuming = config.resume is not None
     if resuming:
         config = run.reopen(directory)
+        if config.get("find_lr"):
+            raise InputError("find_lr=true: a resumed run keeps its learning rate")
     else:
         run.check_unused(directory)
         run.write_json(directory / "overrides.json", list(HydraConfig.get().overrides.task))
@@ -46,6 +49,10 @@ def train(config: DictConfig) -> float | None:
     data = build_data(config, task)
     data.prepare_data()
     data.setup("fit")  # what is missing is missed before there is a run
+    if config.get("find_lr"):
+        find_learning_rate(config, data, directory)
+        L.seed_everything(config.seed, workers=True, verbose=False)
+        task = build_task(config)  # anew, with the rate
     task.check_fit(data)
     trainer = build_trainer(config, directory)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -131,6 +138,34 @@ def build_trainer(config: DictConfig, directory: Path) -> L.Trainer:
         callbacks.append(KernelSummary(max_depth=2))  # in place of Lightning's own; the task's one layer is the network
     loggers = [logger for c in config.logger.values() if c and (logger := instantiate(c)) is not None]
     return instantiate(config.trainer, callbacks=callbacks, logger=loggers, default_root_dir=str(directory))
+
+
+def find_learning_rate(config: DictConfig, data: ImageData, directory: Path) -> None:
+    """Set the configuration's learning rate by a range test with a network and a Trainer of its own.
+
+    The run is then as if it had been given the rate. Lightning's Tuner is told to leave validation out, in its way.
+
+    Raises:
+        InputError: if no rate is found.
+    """
+    with isolate_rng(), use_backend(config.backend):
+        task = build_task(OmegaConf.create({**config, "scheduler": None}))
+        if config.get("finetune"):
+            instantiate(config.finetune).begin(task)
+        trainer = instantiate(
+            config.trainer,
+            max_epochs=-1,
+            check_val_every_n_epoch=2**31,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            default_root_dir=str(directory),
+        )
+        found = range_test(trainer, task, data)
+    rate = float(f"{found.suggestion():.2g}")
+    visualize.learning_rates(found.rates, found.losses, rate).savefig(directory / "lr_finder.png", dpi=110)
+    print(f"learning rate found: {rate}")
+    config.optimizer.lr, config.find_lr = rate, False
 
 
 def fit(trainer: L.Trainer, task: Classification, data: ImageData, checkpoint: Path | None, directory: Path) -> None:

@@ -2,6 +2,6 @@
 
 from lightconv.visualize.roofline import Point, roofline
 from lightconv.visualize.times import relative_times
-from lightconv.visualize.training import confusion_matrix, learning_curve
+from lightconv.visualize.training import confusion_matrix, learning_curve, learning_rates
 
-__all__ = ["Point", "confusion_matrix", "learning_curve", "relative_times", "roofline"]
+__all__ = ["Point", "confusion_matrix", "learning_curve", "learning_rates", "relative_times", "roofline"]

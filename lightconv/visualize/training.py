@@ -39,6 +39,23 @@ def learning_curve(rows: Sequence[dict[str, float]], title: str = "") -> Figure:
     return figure
 
 
+def learning_rates(rates: Sequence[float], losses: Sequence[float], chosen: float) -> Figure:
+    """Draw the loss over the learning rate of a range test.
+
+    Args:
+        rates: of the steps.
+        losses: smoothed, as many.
+        chosen: the rate to mark.
+    """
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(rates, losses)
+    axes.axvline(chosen, color="grey", linewidth=0.8, linestyle=":")
+    axes.set(xlabel="learning rate", ylabel="training loss, smoothed", xscale="log", title=f"chosen: {chosen:g}")
+    axes.grid(alpha=0.3)
+    return figure
+
+
 def confusion_matrix(counts: Tensor, classes: Sequence[str], title: str = "") -> Figure:
     """Draw how often each class (rows) was taken for each (columns).
 

@@ -153,6 +153,30 @@ def test_clipped_and_mixed_precision_runs_are_others_and_resume_to_the_same_bits
     assert not any(torch.equal(whole[name], plain[name]) for name in whole)
 
 
+def test_a_learning_rate_is_found_and_the_run_is_as_if_it_had_been_given(lightconv, told, capsys):
+    short = (*SMOKE, "trainer.max_epochs=2", "+scheduler.total_steps=9")
+    lightconv("train", *short, "find_lr=true", "hydra.run.dir=runs/found")
+    rate = OmegaConf.load("runs/found/config.yaml").optimizer.lr
+    assert f"learning rate found: {rate}" in capsys.readouterr().out
+    assert OmegaConf.load("runs/found/config.yaml").scheduler.max_lr == rate
+    assert Path("runs/found/lr_finder.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(Path("runs/found").glob("**/.lr_find*"))
+    lightconv("train", *short, f"optimizer.lr={rate}", "hydra.run.dir=runs/given")
+    found, given = (torch.load(f"runs/{name}/weights.pt", weights_only=True) for name in ("found", "given"))
+    assert all(torch.equal(found[name], given[name]) for name in found)
+    assert Path("runs/found/metrics.csv").read_text() == Path("runs/given/metrics.csv").read_text()
+    lightconv("train", "resume=runs/found", "trainer.max_epochs=3")
+    assert "learning rate found" not in capsys.readouterr().out
+    assert "keeps its learning rate" in told(lightconv, "train", "resume=runs/found", "find_lr=true")
+
+
+def test_a_learning_rate_that_cannot_be_found_is_told(lightconv, told):
+    frozen = ("optimizer=sgd", "optimizer.momentum=0", "optimizer.nesterov=false", "trainer.gradient_clip_val=1e-30")
+    message = told(lightconv, "train", "find_lr=true", "trainer.overfit_batches=1", "data.augmentation=null", *frozen)
+    assert "set optimizer.lr by hand" in message
+    assert runs() == []
+
+
 def test_testing_can_be_turned_off(lightconv):
     lightconv("train", *SMOKE, "trainer.limit_test_batches=0", "hydra.run.dir=runs/mine")
     assert Path("runs/mine/weights.pt").is_file()
