@@ -2,10 +2,8 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
@@ -14,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassConfusionMatrix,
@@ -24,12 +22,12 @@ from torchmetrics.classification import (
 )
 
 from lightconv.errors import InputError
-from lightconv.tasks.schedules import built, schedule
+from lightconv.tasks.base import Task
 
 Batch = tuple[Float[Tensor, "n ..."], Int64[Tensor, " n"]]
 
 
-class Classification(L.LightningModule):
+class Classification(Task):
     """Train a network to tell classes apart.
 
     Nothing is logged in a step: losses are summed, predictions collected, and torchmetrics sees them once an epoch.
@@ -60,13 +58,12 @@ class Classification(L.LightningModule):
         label_smoothing: float = 0.0,
         class_weights: str | Sequence[float] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(model, optimizer, scheduler)
         if not 0 <= label_smoothing < 1:
             raise InputError(f"label_smoothing={label_smoothing} is not between 0 and 1")
         classes = getattr(model, "classes", 10) if classes is None else classes
         assert isinstance(classes, int)
-        self.model, self.classes = model, classes
-        self.optimizer, self.scheduler, self.label_smoothing = optimizer, scheduler, label_smoothing
+        self.classes, self.label_smoothing = classes, label_smoothing
         self.class_weights = class_weights
         # of its size from the start: averaged copies of the task pair its buffers with their own
         self.register_buffer("loss_weights", _loss_weights(class_weights, classes), persistent=False)
@@ -85,14 +82,6 @@ class Classification(L.LightningModule):
             }
         )
         self.class_results: dict[str, Tensor] = {}
-        self.mean_loss = MeanMetric()  # weighs processes by their images
-        self._training, self._evaluation, self._learning_rate = Sum(), Sum(), 0.0
-        self._predictions: list[Tensor] = []
-        self._targets: list[Tensor] = []
-
-    def forward(self, images: Float[Tensor, "n ..."]) -> Float[Tensor, "n classes"]:
-        """Return the model's logits of images, or of what else the model takes."""
-        return self.model(images)
 
     def setup(self, stage: str) -> None:
         """Check the model against the data, where these say what they are, and count what is to be balanced."""
@@ -141,21 +130,6 @@ class Classification(L.LightningModule):
         weights = compute_class_weight("balanced", classes=np.arange(self.classes), y=labels)
         self.loss_weights = torch.from_numpy(weights).float()
 
-    def configure_optimizers(self) -> Any:
-        """Build the optimizer and, if there is one, the scheduler with its length filled in."""
-        optimizer = built("optimizer", self.optimizer, (p for p in self.parameters() if p.requires_grad))
-        if self.scheduler is None:
-            return optimizer
-        config = schedule(optimizer, self.scheduler, self.trainer.estimated_stepping_batches)
-        return {"optimizer": optimizer, "lr_scheduler": config}
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
-        """Return the loss of one batch."""
-        images, labels = batch
-        loss = self.training_loss(self(images), labels)
-        self._training.add(loss.detach() * len(labels), len(labels))
-        return loss
-
     def training_loss(self, logits: Float[Tensor, "n classes"], targets: Tensor) -> Float[Tensor, ""]:
         """The smoothed and weighted loss, a mean over the images."""
         if self.loss_weights is None:
@@ -166,32 +140,6 @@ class Classification(L.LightningModule):
         )
         return losses.mean()
 
-    def on_train_epoch_start(self) -> None:
-        """Note the learning rate of the epoch's first step."""
-        self._learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-
-    def on_train_epoch_end(self) -> None:
-        """Log the mean loss over the epoch."""
-        self.log_dict({"train/loss": self._mean(self._training), "lr": self._learning_rate}, sync_dist=True)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store what the epoch has summed up so far."""
-        checkpoint["epoch_so_far"] = {**vars(self._training), "lr": self._learning_rate}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on summing where the checkpoint stopped."""
-        if so_far := checkpoint.get("epoch_so_far"):
-            self._training = Sum(so_far["total"], so_far["count"])
-            self._learning_rate = so_far["lr"]
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Collect predictions and loss."""
-        self._evaluate(batch)
-
-    def on_validation_epoch_start(self) -> None:
-        """Forget what an interrupted validation has left."""
-        self._forget()
-
     def on_validation_epoch_end(self) -> None:
         """Log loss and accuracy."""
         predictions, targets = self._collected()
@@ -200,14 +148,6 @@ class Classification(L.LightningModule):
         # already the same on every process; saying so spares a warning
         self.log_dict(self.validation_metrics.compute(), prog_bar=True, sync_dist=True)
         self.validation_metrics.reset()
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Collect predictions and loss."""
-        self._evaluate(batch)
-
-    def on_test_epoch_start(self) -> None:
-        """Forget what an interrupted test has left."""
-        self._forget()
 
     def on_test_epoch_end(self) -> None:
         """Log loss and accuracy, and keep the figures of each class in ``class_results``."""
@@ -224,43 +164,9 @@ class Classification(L.LightningModule):
         """Return the probability of each class."""
         return self(batch[0]).softmax(1)
 
-    def _evaluate(self, batch: Batch) -> None:
-        images, labels = batch
-        logits = self(images)
-        self._evaluation.add(cross_entropy(logits, labels, reduction="sum"), len(labels))
-        self._predictions.append(logits.argmax(1))
-        self._targets.append(labels)
-
-    def _mean(self, losses: "Sum") -> Tensor:
-        self.mean_loss.update(losses.total / max(losses.count, 1), weight=losses.count)
-        mean = self.mean_loss.compute()
-        self.mean_loss.reset()
-        losses.total, losses.count = 0.0, 0
-        return mean
-
-    def _forget(self) -> None:
-        self._evaluation = Sum()
-        self._predictions.clear()
-        self._targets.clear()
-
-    def _collected(self) -> tuple[Tensor, Tensor]:
-        predictions, targets = torch.cat(self._predictions), torch.cat(self._targets)
-        self._predictions.clear()
-        self._targets.clear()
-        return predictions, targets
-
-
-@dataclass
-class Sum:
-    """A running sum of losses, on whatever device they come from, and how many they are."""
-
-    total: Tensor | float = 0.0
-    count: int = 0
-
-    def add(self, loss: Tensor, count: int) -> None:
-        """Add the losses of ``count`` images."""
-        self.total = loss + self.total
-        self.count += count
+    def evaluate(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum of the losses, and the predicted classes."""
+        return cross_entropy(outputs, targets, reduction="sum"), outputs.argmax(1)
 
 
 def _loss_weights(class_weights: str | Sequence[float] | None, classes: int) -> Tensor | None:
