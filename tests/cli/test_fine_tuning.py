@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from cli.conftest import metrics, runs
 
@@ -84,3 +85,12 @@ def test_mistakes_are_told_before_there_is_a_run(lightconv, told):
         lightconv, "train", *TINY, "finetune=gradual", "finetune.stages=[{epoch:0,train:haed}]"
     )
     assert "Digits has 10 classes" in told(lightconv, "train", *TINY, "finetune=full", "model.classes=3")
+
+
+def test_a_learning_rate_is_found_for_what_the_first_stage_trains(lightconv):
+    first = "finetune.stages=[{epoch:0,train:head}]"
+    lightconv("train", *TINY, "finetune=gradual", first, "find_lr=true", "trainer.max_epochs=2", "hydra.run.dir=run")
+    found = OmegaConf.load("run/config.yaml").optimizer.lr
+    assert found != 0.005
+    lightconv("train", *TINY, "finetune=gradual", first, f"optimizer.lr={found}", "trainer.max_epochs=2")
+    assert metrics(Path("run"))["val/loss"] == metrics(runs()[-1])["val/loss"]
