@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from sklearn.model_selection import train_test_split
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, one_hot
 
-from lightconv.data.batches import Batches
+from lightconv.data.batches import Batches, Mix
 from lightconv.data.stored import StoredImages
 from lightconv.errors import InputError
 from lightconv.models import Preprocessing
@@ -34,6 +34,8 @@ class ImageData(L.LightningDataModule):
         seed: of the training order and of the augmentation; the splits do not depend on it.
         preprocessing: the size, mean and deviation that pretrained weights expect, in place of the set's own.
         training_images: train on so many, each class in proportion, the same ones every time; None for all.
+        mixing: mixes what has been augmented and normalised, called with (images, one-hot labels, generator); training
+            labels then are shares of (n, classes).
 
     Attributes:
         classes: names of the classes in the order of their labels.
@@ -54,12 +56,13 @@ class ImageData(L.LightningDataModule):
         seed: int = 0,
         preprocessing: Preprocessing | None = None,
         training_images: int | None = None,
+        mixing: Mix | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size}: a batch needs at least one image")
         self.batch_size, self.augmentation, self.seed = batch_size, augmentation, seed
-        self.training_images = training_images
+        self.training_images, self.mixing = training_images, mixing
         if preprocessing:
             side = preprocessing.image_size
             self.mean, self.deviation = preprocessing.mean, preprocessing.deviation
@@ -186,7 +189,15 @@ class ImageData(L.LightningDataModule):
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
             device=trainer.strategy.root_device if trainer else "cpu",
+            mix=self.mix if augment and self.mixing else None,
         )
+
+    def mix(
+        self, images: Float[Tensor, "n c h w"], labels: Int64[Tensor, " n"], generator: torch.Generator
+    ) -> tuple[Float[Tensor, "n c h w"], Float[Tensor, "n classes"]]:
+        """Mix images with each other, and their labels alike."""
+        assert self.mixing is not None
+        return self.mixing(images, one_hot(labels, len(self.classes)).float(), generator)
 
     def _evaluation_batch(self) -> int:
         # there are no gradients to hold: as many images as 512 of 32 x 32 have pixels

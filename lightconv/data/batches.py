@@ -10,8 +10,9 @@ from torch import Tensor
 
 from lightconv.data.stored import StoredImages
 
-Batch = tuple[Float[Tensor, "n ..."], Int64[Tensor, " n"]]
+Batch = tuple[Float[Tensor, "n ..."], Int64[Tensor, " n"] | Float[Tensor, "n classes"]]
 Transform = Callable[[Tensor, torch.Generator], Tensor]
+Mix = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
 
 
 def generator(*entropy: int, device: torch.device | str = "cpu") -> torch.Generator:
@@ -38,6 +39,7 @@ class Batches:
         rank: this process among ``world_size``, which share the set among themselves.
         world_size: number of processes.
         device: where batches are transformed and delivered.
+        mix: called with (transformed images, labels, generator), returns both as the model sees them.
     """
 
     def __init__(
@@ -52,9 +54,10 @@ class Batches:
         rank: int = 0,
         world_size: int = 1,
         device: torch.device | str = "cpu",
+        mix: Mix | None = None,
     ) -> None:
         self.images, self.labels = images, labels
-        self.batch_size, self.transform = batch_size, transform
+        self.batch_size, self.transform, self.mix = batch_size, transform, mix
         self.shuffle, self.seed, self.epoch = shuffle, seed, epoch
         self.rank, self.world_size, self.device = rank, world_size, torch.device(device)
         self.features: Float[Tensor, "copies n features"] | None = None  # delivered in place of the images
@@ -84,7 +87,8 @@ class Batches:
         if self.features is not None:
             return self.features[epoch % len(self.features)][chunk].to(self.device, non_blocking=True), labels
         draw = generator(self.seed, epoch, self.rank, number, device=self.device)
-        return self.transform(self.images[chunk].to(self.device, non_blocking=True), draw), labels
+        images = self.transform(self.images[chunk].to(self.device, non_blocking=True), draw)
+        return self.mix(images, labels, draw) if self.mix else (images, labels)
 
     def _shard(self, order: Tensor) -> Tensor:
         # training processes step together, so they need equally many images; evaluation must not lose any
