@@ -24,6 +24,7 @@ def test_nothing_lies_outside_a_group():
     assert groups == {
         "model",
         "data",
+        "augmentation",
         "optimizer",
         "scheduler",
         "trainer",
@@ -52,6 +53,16 @@ def test_composes_and_builds(choice, tmp_path):
     assert len(data.classes) == task.classes
     assert trainer.max_epochs == config.trainer.max_epochs
     OmegaConf.resolve(config)
+
+
+@pytest.mark.parametrize("choice", [c for c in CHOICES if c.parts[0] in {"data", "experiment"}], ids=str)
+def test_an_augmentation_that_is_asked_for_replaces_any_other(choice, tmp_path):
+    chosen = f"{choice.parent}={choice.name}"
+    for name, other in (("strong", "data=mnist"), ("none", "data=digits")):
+        data = composed([chosen, f"augmentation={name}"], tmp_path).data
+        expected = composed([other, f"augmentation={name}"], tmp_path).data
+        assert (data.augmentation, data.mixing) == (expected.augmentation, expected.mixing)
+    assert data.augmentation is None
 
 
 @pytest.mark.parametrize("file", [f for f in FILES if f.startswith("experiment/")])

@@ -7,6 +7,7 @@ VERBS = {
     "train": "train a network; without arguments LeNet on real handwritten digits, in seconds on a CPU",
     "list": "show the recipes, models, data, optimizers and schedulers there are, as one types them; what=data: some",
     "evaluate": "test a finished run's network: run=DIRECTORY",
+    "explain": "show what a network sees: what=augmentation draws training images as it varies them",
     "export": "write a finished run's network as files that run without lightconv, .pt2 and ONNX: run=DIRECTORY",
     "inspect": "compile kernels for a GPU that is not here, judge them, predict their time, see what a change did",
     "tune": 'measure on this GPU what "auto" is to choose for a network\'s layers',

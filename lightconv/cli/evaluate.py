@@ -4,7 +4,7 @@ from pathlib import Path
 
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
 from lightconv.cli import run, tables
 from lightconv.cli.application import instantiate
@@ -42,12 +42,14 @@ def evaluate(config: DictConfig) -> float:
 
 
 def finished(directory: Path, config: DictConfig) -> tuple[Classification, ImageData]:
-    """A finished run's task with a checkpoint's weights, and its data, for which ``config.data`` may have settings.
+    """A finished run's task with a checkpoint's weights, and its data; ``config`` may have settings of both.
 
     Raises:
         InputError: if the data have no such setting, or there is no such checkpoint.
     """
     trained = run.load_config(directory)
+    with open_dict(trained.task):  # an older run may not have it
+        trained.task.update({name: value for name, value in config.get("task", {}).items() if value is not None})
     for name, value in config.data.items():
         if value is None:
             continue

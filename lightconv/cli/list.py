@@ -13,6 +13,7 @@ GROUPS = {
     "experiment": "recipes, and what they reach",
     "model": "models",
     "data": "data",
+    "augmentation": "augmentations of training images",
     "optimizer": "optimizers",
     "scheduler": "schedulers",
     "trainer": "trainers",

@@ -87,7 +87,7 @@ class Task(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect predictions and loss."""
-        self._evaluate(batch)
+        self._evaluate(self(batch[0]), batch[1])
 
     def on_validation_epoch_start(self) -> None:
         """Forget what an interrupted validation has left."""
@@ -95,15 +95,14 @@ class Task(L.LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect predictions and loss."""
-        self._evaluate(batch)
+        self._evaluate(self(batch[0]), batch[1])
 
     def on_test_epoch_start(self) -> None:
         """Forget what an interrupted test has left."""
         self._forget()
 
-    def _evaluate(self, batch: Batch) -> None:
-        images, targets = batch
-        loss, predictions = self.evaluate(self(images), targets)
+    def _evaluate(self, outputs: Tensor, targets: Tensor) -> None:
+        loss, predictions = self.evaluate(outputs, targets)
         self._evaluation.add(loss, len(targets))
         self._predictions.append(predictions)
         self._targets.append(targets)

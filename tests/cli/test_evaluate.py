@@ -31,6 +31,14 @@ def test_evaluates_the_validation_part_and_the_last_weights(trained):
     assert metrics(evaluation)["validation/accuracy"] == pytest.approx(metrics(Path("runs/mine"))["val/accuracy"])
 
 
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_averages_over_views_for_who_asks(trained, split):
+    trained("evaluate", "run=runs/mine", f"split={split}")
+    trained("evaluate", "run=runs/mine", f"split={split}", "task.views=[flip]", "hydra.run.dir=runs/mine/evaluations/x")
+    plain, averaged = (metrics(path)[f"{split}/loss"] for path in evaluations())
+    assert plain != pytest.approx(averaged)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -40,6 +48,7 @@ def test_evaluates_the_validation_part_and_the_last_weights(trained):
         (["run=runs/mine", "split=train"], ["test or validation"]),
         (["run=runs/mine", "data.root=elsewhere"], ["data.root=elsewhere", "has no root"]),
         (["run=runs/mine", "checkpoint=runs/mine/metrics.csv"], ["no checkpoint"]),
+        (["run=runs/mine", "task.views=[turn]"], ["views=turn", "flip, vertical_flip"]),
     ],
 )
 def test_mistakes_are_told(trained, told, arguments, words):

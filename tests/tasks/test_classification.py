@@ -370,3 +370,52 @@ def test_predicts_probabilities():
     probabilities = torch.cat(trainer.predict(module, digits()))
     assert probabilities.shape == (360, 10)
     torch.testing.assert_close(probabilities.sum(1), torch.ones(360))
+
+
+def test_labels_that_are_shares_of_classes_train_alike():
+    images, classes = torch.randn(6, 1, 28, 28, generator=torch.Generator().manual_seed(0)), torch.arange(6)
+    module = task(label_smoothing=0.1)
+    hard = module.training_step((images, classes), 0)
+    soft = module.training_step((images, nn.functional.one_hot(classes, 10).float()), 1)
+    torch.testing.assert_close(soft, hard)
+    assert module._training.count == 12
+    torch.testing.assert_close(module._training.total, 12 * hard.detach())
+    other = module.training_step((images, nn.functional.one_hot(classes + 1, 10).float()), 2)
+    both = (nn.functional.one_hot(classes, 10) + 3 * nn.functional.one_hot(classes + 1, 10)) / 4
+    torch.testing.assert_close(module.training_step((images, both), 3), 0.25 * hard + 0.75 * other)
+
+
+def test_trains_on_mixed_images_and_resumes_to_the_same_bits(tmp_path):
+    mixed = lambda: digits(mixing=lc.data.Mixing(mixup=0.2, cutmix=1))  # noqa: E731
+    whole, resumed = task(), task()
+    save = SaveAt(tmp_path / "middle.ckpt", 3)
+    fit(whole, data=mixed(), callbacks=[save])
+    fit(resumed, data=mixed(), ckpt_path=tmp_path / "middle.ckpt")
+    assert_bitwise_equal(whole, resumed)
+
+
+@pytest.mark.parametrize("views", [["flip"], ["flip", "vertical_flip"]])
+def test_tests_and_predictions_average_probabilities_over_views_and_validation_does_not(views):
+    module, plain = task(views=views), task()
+    data = digits()
+    (tester := L.Trainer(**QUIET, enable_checkpointing=False)).test(module, data, verbose=False)
+    images, labels = data.split("test")
+    images = data.normalize(images.float() / 255)
+    with torch.no_grad():
+        seen = [images, images.flip(3), images.flip(2)][: 1 + len(views)]
+        mean = sum(module.model(view).softmax(1) for view in seen) / len(seen)
+    figures = {name: value.item() for name, value in tester.callback_metrics.items()}
+    assert figures["test/loss"] == pytest.approx(nn.functional.nll_loss(mean.log(), labels).item(), rel=1e-5)
+    assert figures["test/accuracy"] == pytest.approx((mean.argmax(1) == labels).float().mean().item())
+    torch.testing.assert_close(torch.cat(tester.predict(module, data)), mean)
+    losses = []
+    for each in (module, plain):
+        (validator := L.Trainer(**QUIET, enable_checkpointing=False)).validate(each, data, verbose=False)
+        losses.append(validator.callback_metrics["val/loss"].item())
+    assert losses[0] == losses[1]
+
+
+def test_an_unknown_view_is_told_and_one_alone_is_enough():
+    with pytest.raises(InputError, match="views=turn: choose some of flip, vertical_flip"):
+        task(views=["flip", "turn"])
+    assert task(views="flip").views == ("flip",)
