@@ -53,7 +53,8 @@ class FeatureCache:
                 "features are cached of lightconv.models.Pretrained, on data of lightconv.data given as a datamodule; "
                 "for others set cache to null"
             )
-        varied = data.augmentation is not None and self.copies is None
+        # an image that is mixed has another's label too, which features are kept without
+        varied = (data.augmentation is not None and self.copies is None) or data.mixing is not None
         return not varied and not any(p.requires_grad for p in network.backbone.parameters())
 
     def features(self, trainer: L.Trainer, network: Pretrained, data: ImageData, show: bool) -> dict[str, Features]:

@@ -35,7 +35,8 @@ def evaluate(config: DictConfig) -> float:
     figures = {f"{config.split}/{k.split('/')[1]}": v.item() for k, v in trainer.callback_metrics.items()}
     directory = Path(HydraConfig.get().runtime.output_dir)
     run.write_json(directory / "metrics.json", figures)
-    title = f"{titled(task, data)}, {config.split}"
+    averaged = f", averaged with {', '.join(task.views)}" if task.views else ""
+    title = f"{titled(task, data)}, {config.split}{averaged}"
     show_classes(directory, task, data, title)
     tables.show_figures(title, {**figures, "directory": str(directory)})
     return figures[f"{config.split}/accuracy"]

@@ -7,7 +7,7 @@ from callbacks.tuned import SILENT
 
 import lightconv as lc
 from lightconv.callbacks.feature_cache import FeatureCache
-from lightconv.data import Augmentation, Digits
+from lightconv.data import Augmentation, Digits, Mixing
 from lightconv.errors import InputError
 from lightconv.models import Pretrained
 from lightconv.tasks import Classification
@@ -74,6 +74,12 @@ def test_augmented_images_are_not_cached_unless_so_many_copies_are_asked_for():
     data = varied(model)
     counter = train(model, epochs=3, data=data, cache="memory", copies=2)
     assert counter.seen == [2 * 60 + 180, 0, 0]
+
+
+def test_mixed_images_are_not_cached():
+    model = network()
+    data = digits(model, augmentation=Augmentation(rotation=10), mixing=Mixing(mixup=0.2))
+    assert train(model, epochs=2, data=data, cache="memory", copies=2).seen == [240] * 2
 
 
 def test_copies_take_turns_and_are_what_the_augmentation_makes_of_the_images(tmp_path):

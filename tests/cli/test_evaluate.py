@@ -32,9 +32,11 @@ def test_evaluates_the_validation_part_and_the_last_weights(trained):
 
 
 @pytest.mark.parametrize("split", ["test", "validation"])
-def test_averages_over_views_for_who_asks(trained, split):
+def test_averages_over_views_for_who_asks(trained, split, capsys):
     trained("evaluate", "run=runs/mine", f"split={split}")
+    assert "averaged" not in capsys.readouterr().out
     trained("evaluate", "run=runs/mine", f"split={split}", "task.views=[flip]", "hydra.run.dir=runs/mine/evaluations/x")
+    assert f"{split}, averaged with flip" in " ".join(capsys.readouterr().out.split())
     plain, averaged = (metrics(path)[f"{split}/loss"] for path in evaluations())
     assert plain != pytest.approx(averaged)
 

@@ -10,7 +10,6 @@ def test_every_image_stands_in_its_row_with_a_caption_where_it_differs(channels)
     images = 1.5 * torch.rand(2, 4, channels, 5, 7, generator=torch.Generator().manual_seed(0)) - 0.25
     figure = gallery(images, [["cat", "cat", "60% dog\n40% cat", "cat"], ["dog"] * 4], "a recipe")
     assert figure.get_suptitle() == "a recipe"
-    figure.canvas.draw()
     for panel, image in zip(figure.axes, images.flatten(0, 1), strict=True):
         shown = panel.images[0].get_array()
         np.testing.assert_allclose(shown.reshape(5, 7, channels), image.clamp(0, 1).permute(1, 2, 0))

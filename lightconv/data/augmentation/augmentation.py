@@ -18,8 +18,8 @@ _LARGEST = {"crop": 1024, "rotation": 180, "scale": 0.9, "shear": 60, "hue": 0.5
 class Augmentation:
     """Vary every image by its own random amounts.
 
-    All that moves an image is composed into one map, in the order of the arguments, and shares one bilinear resampling.
-    Mirroring and cropping alone move whole pixels.
+    All that moves an image is composed into one map, in the order in which it is described here, and shares one
+    bilinear resampling. Mirroring and cropping alone move whole pixels.
 
     Args:
         flip: probability of a left-right mirror image.
@@ -84,6 +84,9 @@ class Augmentation:
         """Return varied copies of images in 0..1."""
         images = self.color(self.geometry(images, generator), generator)
         return erase(images, self.erasing, generator) if self.erasing else images
+
+    def __repr__(self) -> str:
+        return f"Augmentation({self.geometry}, {self.color}, erasing={self.erasing})"
 
 
 def _check(amounts: Mapping[str, float]) -> None:

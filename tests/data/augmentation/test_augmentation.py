@@ -66,14 +66,14 @@ EVERYTHING = {
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_same_generator_gives_the_same_images_and_each_its_own(channels):
-    images = IMAGES[:1, :1].expand(8, channels, -1, -1)
+def test_the_same_generator_gives_the_same_images_and_each_its_own(channels, device):
+    images = IMAGES[:1, :1].expand(8, channels, -1, -1).to(device)
     augmentation = Augmentation(**EVERYTHING)
     torch.manual_seed(1)
-    first = augmentation(images, generator(3))
+    first = augmentation(images, generator(3, device=device))
     torch.manual_seed(2)
-    assert torch.equal(first, Augmentation(**EVERYTHING)(images, generator(3)))
-    assert not torch.equal(first, augmentation(images, generator(4)))
+    assert torch.equal(first, Augmentation(**EVERYTHING)(images, generator(3, device=device)))
+    assert not torch.equal(first, augmentation(images, generator(4, device=device)))
     assert len({tuple(image.flatten().tolist()) for image in first}) == 8
     assert first.shape == images.shape
 
@@ -82,6 +82,13 @@ def test_the_same_generator_gives_the_same_images_and_each_its_own(channels):
 def test_every_setting_changes_something(name):
     images = torch.rand(64, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     assert not torch.equal(Augmentation(**{name: EVERYTHING[name]})(images, generator(0)), images)
+
+
+@pytest.mark.parametrize("name", EVERYTHING)
+def test_what_is_said_of_it_tells_every_setting(name):
+    # features of augmented images are kept on disk under these words
+    assert repr(Augmentation(**EVERYTHING)) == repr(Augmentation(**EVERYTHING))
+    assert repr(Augmentation(**EVERYTHING)) != repr(Augmentation(**{k: v for k, v in EVERYTHING.items() if k != name}))
 
 
 def test_images_are_not_changed_in_place():
