@@ -10,8 +10,8 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from lightconv import visualize
+from lightconv.cli.application import instantiate
 from lightconv.cli.settings import check_choice, check_whole
-from lightconv.cli.train import build_data
 from lightconv.data import ImageData
 from lightconv.data.batches import Batches, generator
 
@@ -37,7 +37,8 @@ def augmentation(config: DictConfig) -> Figure:
     """
     for name in ("rows", "columns"):
         check_whole(config, name)
-    data = build_data(config)
+    data: ImageData = instantiate(config.data)
+    data.prepare_data()
     images, labels = data.split("train")
     chosen = torch.randperm(len(labels), generator=generator(config.seed))[: config.rows]
     plain, varied = (
