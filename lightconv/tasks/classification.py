@@ -173,7 +173,7 @@ class Classification(Task):
         self.log_dict(self.validation_metrics.compute(), prog_bar=True, sync_dist=True)
         self.validation_metrics.reset()
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
+    def test_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
         """Collect predictions and loss."""
         self._evaluate(self.averaged(batch[0]), batch[1])
 
