@@ -50,6 +50,11 @@ def launch(verb: str, overrides: list[str]) -> None:
     except (InputError, HydraException, OmegaConfBaseException) as error:
         print(f"error: {explain(error)}", file=sys.stderr)
         sys.exit(2)
+    except ValueError as error:
+        if "Config group override must be a string" not in str(error):  # Hydra's own words would be a traceback
+            raise
+        print("error: GROUP=null: a group is left out by ~GROUP, and has a value otherwise", file=sys.stderr)
+        sys.exit(2)
     finally:
         sweep.show_last()
 

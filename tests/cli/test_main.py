@@ -25,6 +25,10 @@ def test_an_unknown_verb_lists_the_known_ones():
         main(["trian"])
 
 
+def test_a_group_that_is_null_is_told_how_to_be_left_out(lightconv, told):
+    assert "a group is left out by ~GROUP" in told(lightconv, "train", "scheduler=null")
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_a_function_and_a_config(lightconv, capsys, verb):
     lightconv(verb, "--cfg", "job", *(["run=somewhere"] if verb == "evaluate" else []))

@@ -10,7 +10,10 @@ from lightconv.cli.settings import DTYPES, check_choice, check_whole
 from lightconv.errors import InputError
 
 # each is a file here with a function of that name, and the Markdown file that output=auto writes
-WHAT = {"traffic": None, "kernels": "bench_kernels.md", "blocks": None, "fused": None, "pipeline": None}
+WHAT = {
+    **{"traffic": None, "kernels": "bench_kernels.md", "blocks": None, "fused": None, "pipeline": None},
+    "features": None,
+}
 _LEAST = {"rounds": 1, "batch_size": 1, "images": 1, "num_workers": 0}
 
 

@@ -1,0 +1,33 @@
+import itertools
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from lightconv.cli.application import config_directory
+from lightconv.cli.bench import features
+
+TINY = ["model=pretrained", "model.backbone=timm/test_efficientnet", "model.weights=none", "model.image_size=32"]
+
+
+@pytest.fixture
+def config():
+    settings = ["what=features", *TINY, "features.epochs=2", "rounds=2", "data.training_images=100", "seed=1"]
+    with initialize_config_dir(str(config_directory()), version_base="1.3"):
+        return compose("bench", settings)
+
+
+def test_both_sides_learn_the_same_in_turns_and_the_median_counts(config, monkeypatch):
+    times = itertools.accumulate([0, 1, 0, 2, 0, 30, 0, 40, 0, 3, 0, 4, 0, 50, 0, 60])  # a start and an end an epoch
+    monkeypatch.setattr(features, "clock", times.__next__)
+    (title,), (rows,) = zip(*features.features(config).tables.items(), strict=True)
+    assert "2 of timm/test_efficientnet on Digits" in title
+    cached, images = rows
+    assert (cached["seconds"], images["seconds"]) == (2.5, 45)
+    assert cached["images / features"] == 18
+    assert cached["test accuracy"] == pytest.approx(images["test accuracy"], abs=0.005)
+
+
+def test_what_cannot_be_compared_is_told(lightconv, told):
+    assert "choose model=efficientnet_lite0" in told(lightconv, "bench", "what=features")
+    augmented = ["+data.augmentation._target_=lightconv.data.Augmentation"]
+    assert "leave augmentation out" in told(lightconv, "bench", "what=features", *TINY, *augmented)
