@@ -1,5 +1,6 @@
 import lightning as L
 import torch
+import yaml
 from support import blocks
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -34,3 +35,18 @@ def test_the_ways_to_plug_in_run_as_written(tmp_path, monkeypatch, capsys):
     # the callback took back what it did, and the line before it stays
     assert isinstance(model.body[0], lc.nn.Conv2d)
     assert type(model.head[0]) is type(model.stem.downsample[0]) is nn.Conv2d
+
+
+def test_a_pretrained_network_is_fine_tuned_as_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("Fine-tune a pretrained network", "python")
+    exec(code, {})
+    printed = capsys.readouterr().out
+    assert "from epoch 0: training head" in printed
+    assert "from epoch 1: training last_block" in printed
+
+
+def test_the_stages_shown_are_a_recipe():
+    (shown,) = blocks("Fine-tune a pretrained network", "yaml")
+    callback = lc.FineTuning(**yaml.safe_load(shown), blocks=[["head"], ["last"]])
+    assert [stage.epoch for stage in callback.stages] == [0, 3, 6]
