@@ -167,10 +167,8 @@ class FineTuning(L.Callback):
     def _announce(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         training = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
         everything = sum(p.numel() for p in pl_module.parameters())
-        trainer.print(
-            f"from epoch {trainer.current_epoch}: training {self.stages[self.stage].train}, {training:,} of "
-            f"{everything:,} parameters"
-        )
+        stage = self.stages[self.stage]
+        trainer.print(f"from epoch {stage.epoch}: training {stage.train}, {training:,} of {everything:,} parameters")
 
     def _freeze(self, pl_module: L.LightningModule) -> None:
         freeze(self._parts(pl_module)[0], self._names[self.stage], self._trainable)
