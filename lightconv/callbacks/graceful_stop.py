@@ -26,14 +26,22 @@ class GracefulStop(L.Callback):
             self._previous = signal.signal(signal.SIGINT, self._ask)
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        """Stop here if asked to."""
-        if self._asked:
-            self._give_back()
-            raise KeyboardInterrupt
+        """Stop here if asked to, but not between the last step of an epoch and its validation, which none repeats."""
+        if not trainer.is_last_batch:
+            self._stop()
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop here if asked to in the last step before."""
+        self._stop()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Give Ctrl-C back."""
         self._give_back()
+
+    def _stop(self) -> None:
+        if self._asked:
+            self._give_back()
+            raise KeyboardInterrupt
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self._asked:

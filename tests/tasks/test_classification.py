@@ -1,5 +1,6 @@
 import math
 import signal
+from contextlib import suppress
 from functools import partial
 
 import lightning as L
@@ -120,6 +121,28 @@ def test_ctrl_c_in_the_middle_of_a_step_waits_for_its_end(tmp_path):
     trainer = fit(resumed, epochs=3, ckpt_path=tmp_path / "last.ckpt")
     assert trainer.global_step == 15
     assert_bitwise_equal(whole, resumed)
+
+
+@pytest.mark.parametrize("step", [8, 9, 14], ids=["within an epoch", "at its end", "at the end of the run"])
+def test_ctrl_c_loses_no_validation(step, tmp_path):
+    class CtrlC(L.Callback):
+        def on_before_backward(self, trainer, *_):
+            if trainer.global_step == step:
+                signal.raise_signal(signal.SIGINT)
+
+    validated = []
+
+    class Note(L.Callback):
+        def on_validation_end(self, trainer, *_):
+            if not trainer.sanity_checking:
+                validated.append(trainer.global_step)
+
+    last = ModelCheckpoint(tmp_path, filename="last", save_on_exception=True)
+    with suppress(SystemExit):
+        fit(task(WithDropout()), epochs=3, callbacks=[GracefulStop(), CtrlC(), Note(), last])
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning leaves it ignored
+    fit(task(WithDropout()), epochs=3, callbacks=[Note()], ckpt_path=tmp_path / "last.ckpt")
+    assert validated == [5, 10, 15]
 
 
 def test_counts_the_models_own_classes():
