@@ -29,6 +29,11 @@ class WeightAverage(WeightAveraging):
         super().__init__(avg_fn=partial(_average, decay=decay))
         self._validating = False
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Begin an average; a checkpoint's, which may be loaded next, goes before it."""
+        super().setup(trainer, pl_module, stage)
+        self._latest_update_step = 0  # an earlier run's would leave out as many steps
+
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put the average into the module."""
         super().on_validation_epoch_start(trainer, pl_module)

@@ -136,6 +136,18 @@ def test_a_finished_run_goes_on_from_its_own_weights(tmp_path):
     assert_the_same(*(checkpoint(tmp_path / name / "last.ckpt") for name in ("half", "whole")))
 
 
+def test_another_run_with_the_same_callback_has_an_average_of_its_own():
+    def trained(callback):
+        module = task()
+        trainer = L.Trainer(max_epochs=1, callbacks=[callback], enable_checkpointing=False, **QUIET)
+        trainer.fit(module, lc.data.Digits(batch_size=256))
+        return module.state_dict()
+
+    callback = WeightAverage(0.9)
+    first, second = trained(callback), trained(callback)
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
 @pytest.mark.parametrize("decay", [-0.1, 1])
 def test_a_decay_out_of_range_is_told(decay):
     with pytest.raises(InputError, match=f"decay={decay}"):
