@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch import nn
@@ -105,6 +106,10 @@ class FineTuning(L.Callback):
         self._enter(trainer, pl_module, self._current(trainer) if self._resumed is None else self._resumed, show=True)
         self._resumed = None
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Enter the epoch's stage; a run stopped after the last step of an epoch resumes without the start of one."""
+        self.on_train_epoch_start(trainer, pl_module)
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Enter the epoch's stage, if it is another one; freeze again what something else may have woken up."""
         if self._current(trainer) != self.stage:
@@ -162,6 +167,8 @@ class FineTuning(L.Callback):
     def _serve(self, trainer: L.Trainer, network: Any, cache: FeatureCache, show: bool) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         features = cache.features(trainer, network, data, show) if cache.serves(network, data) else {}
+        if self.stage and any(isinstance(c, WeightAveraging) for c in trainer.callbacks):  # type: ignore[attr-defined]
+            features.pop("validation", None)  # of averages, which move on after the backbone has trained
         data.serve(features)
 
     def _announce(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -151,6 +151,24 @@ def test_a_damaged_or_foreign_file_is_computed_anew(damage, tmp_path):
     assert train(network(), epochs=1, cache=tmp_path).seen == [0]
 
 
+def test_averaged_weights_of_a_backbone_that_has_trained_are_validated_on_images():
+    def losses(cache):
+        model, validated = network(), []
+        stages = [{"epoch": 0, "train": "all"}, {"epoch": 1, "train": "head"}]
+
+        class Note(L.Callback):
+            def on_validation_end(self, trainer, *_):
+                validated.append(trainer.callback_metrics["val/loss"].item())
+
+        callbacks = [lc.FineTuning(stages, cache=cache), lc.callbacks.WeightAverage(0.9), Note()]
+        settings = {**SILENT, "num_sanity_val_steps": 0}
+        trainer = L.Trainer(max_epochs=2, callbacks=callbacks, **settings)
+        trainer.fit(Classification(model), datamodule=digits(model))
+        return validated
+
+    assert losses("memory") == pytest.approx(losses(None), rel=1e-4)
+
+
 def test_data_deliver_images_again_after_the_run():
     model = network()
     data = digits(model)

@@ -200,6 +200,16 @@ def test_a_run_resumed_in_any_stage_ends_as_the_uninterrupted_one(epochs, optimi
         assert torch.equal(tensor, whole.state_dict()[name])
 
 
+def test_a_run_resumed_from_a_stage_s_last_step_begins_with_the_next_stage(tmp_path):
+    whole = Tuned()
+    checkpoint = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=4, save_top_k=-1)  # before the epoch's end
+    fit(whole, [lc.FineTuning(THREE, blocks=BLOCKS), checkpoint], 4)
+    resumed = Tuned()
+    fit(resumed, [lc.FineTuning(THREE, blocks=BLOCKS)], 4, tmp_path / "step=4.ckpt")
+    assert resumed.rates == whole.rates[4:]
+    assert resumed.training_modules == whole.training_modules[4:]
+
+
 def test_a_part_can_be_frozen_again():
     module = Tuned(functools.partial(torch.optim.SGD, momentum=0.9))
     stages = [{"epoch": 0, "train": "all"}, {"epoch": 1, "train": ["head.1"]}]
