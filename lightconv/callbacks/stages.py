@@ -22,8 +22,8 @@ class Stage:
     Attributes:
         epoch: the stage's first epoch, counted from 0.
         train: "head"; a number of blocks before it, from the last; "last_block", which is 1; "all"; or names of
-            modules as a shell writes them. All else is frozen: no gradients, and in evaluation, so that BatchNorm keeps
-            its statistics and dropout is off.
+            modules as a shell writes them; they are put in training mode. All else is frozen: no gradients, and in
+            evaluation, so that BatchNorm keeps its statistics and dropout is off.
         lr: factor on the optimizer's learning rates.
     """
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
@@ -71,9 +72,9 @@ def reopen(directory: Path) -> DictConfig:
     groups = [o for o in settings if o.split("=", 1)[0].lstrip("+~") in HydraConfig.get().runtime.choices]
     if groups:
         raise InputError(f"a resumed run keeps its {', '.join(groups)}: only single settings like a.b=c can change")
-    for setting in settings:
-        key, value = setting.split("=", 1)
-        OmegaConf.update(config, key.lstrip("+"), OmegaConf.from_dotlist([f"v={value}"]).v)
+    parser = OverridesParser.create()
+    for setting in map(parser.parse_override, settings):
+        OmegaConf.update(config, setting.key_or_group, setting.value())
     return config
 
 

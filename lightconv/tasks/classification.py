@@ -220,7 +220,7 @@ def _check_model(model: nn.Module, image_shape: tuple[int, int, int], classes: i
     except RuntimeError as error:
         raise InputError(
             f"{type(model).__name__} cannot take {name}'s images of {shape} (channels x height x width): {error}. "
-            "For LeNet, set model.channels and model.image_size."
+            "Set model.channels and model.image_size to the images' own, where the model has them."
         ) from error
     finally:
         model.train(training)

@@ -94,3 +94,11 @@ def test_a_learning_rate_is_found_for_what_the_first_stage_trains(lightconv):
     assert found != 0.005
     lightconv("train", *TINY, "finetune=gradual", first, f"optimizer.lr={found}", "trainer.max_epochs=2")
     assert metrics(Path("run"))["val/loss"] == metrics(runs()[-1])["val/loss"]
+
+
+def test_a_resumed_run_goes_on_in_other_stages_where_told_to(lightconv, capsys):
+    lightconv("train", *TINY, "finetune=feature_extraction", "trainer.max_epochs=2", "hydra.run.dir=run")
+    capsys.readouterr()
+    stages = "+finetune.stages=[{epoch:0,train:head},{epoch:2,train:all}]"
+    lightconv("train", "resume=run", stages, "trainer.max_epochs=3")
+    assert "from epoch 2: training all" in capsys.readouterr().out
