@@ -19,6 +19,11 @@ def composed(overrides, directory):
         return compose("train", [*overrides, f"directory={directory}", "hydra.run.dir=test"])
 
 
+def setting(choice):
+    """A choice as one types it: experiment=fashion_mnist_500/all."""
+    return f"{choice.parts[0]}={'/'.join(choice.parts[1:])}"
+
+
 def test_nothing_lies_outside_a_group():
     groups = {choice.parts[0] for choice in CHOICES}
     assert groups == {
@@ -38,7 +43,7 @@ def test_nothing_lies_outside_a_group():
 
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
 def test_composes_and_builds(choice, tmp_path):
-    overrides = [f"{choice.parent}={choice.name}"]
+    overrides = [setting(choice)]
     if choice.name == "gpu":
         overrides += ["trainer.accelerator=auto", "trainer.precision=32-true"]  # no GPU here
     if choice == Path("data/folder"):  # its classes are those of a folder
@@ -57,7 +62,7 @@ def test_composes_and_builds(choice, tmp_path):
 
 @pytest.mark.parametrize("choice", [c for c in CHOICES if c.parts[0] in {"data", "experiment"}], ids=str)
 def test_an_augmentation_that_is_asked_for_replaces_any_other(choice, tmp_path):
-    chosen = f"{choice.parent}={choice.name}"
+    chosen = setting(choice)
     for name, other in (("strong", "data=mnist"), ("none", "data=digits")):
         data = composed([chosen, f"augmentation={name}"], tmp_path).data
         expected = composed([other, f"augmentation={name}"], tmp_path).data

@@ -271,7 +271,7 @@ def test_what_stands_in_nobodys_way_is_no_problem(monkeypatch, cuda, driver, gpu
 @pytest.mark.parametrize("gzipped", [False, True])
 def test_data_is_found_where_the_user_says(lightconv, tmp_path, capsys, gzipped):
     write_idx_folder(tmp_path / "my files" / "MNIST" / "raw", gzipped=gzipped)
-    lightconv("doctor", "data_root=my files", "+data.mnist.validation=50")
+    lightconv("doctor", "data_root=my files", "data.mnist.validation=50")
     printed = capsys.readouterr().out
     assert "150 train, 50 validation, 50 test, in my files" in printed
     assert "FashionMNIST: no train-images-idx3-ubyte" in printed
@@ -281,7 +281,7 @@ def test_data_is_found_where_the_user_says(lightconv, tmp_path, capsys, gzipped)
 def test_damaged_data_is_named(report, tmp_path):
     folder = write_idx_folder(tmp_path / "files")
     (folder / "t10k-labels-idx1-ubyte").write_bytes(b"x")
-    (row,) = (r for r in report("data.mnist.root=files", "+data.mnist.validation=50")["data"] if r["name"] == "mnist")
+    (row,) = (r for r in report("data.mnist.root=files", "data.mnist.validation=50")["data"] if r["name"] == "mnist")
     assert row["found"] is False
     assert row["state"].startswith("files/t10k-labels-idx1-ubyte is damaged")
 

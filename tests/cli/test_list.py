@@ -37,7 +37,8 @@ def test_everything_shipped_is_listed_with_its_purpose(listed):
     printed = listed(width=500)
     lines = [" ".join(line.split()) for line in printed.splitlines()]
     for path in SHIPPED:
-        assert f"{path.parent.name}={path.stem} {purpose(path)}" in lines
+        group, *names = path.relative_to(config_directory()).with_suffix("").parts
+        assert f"{group}={'/'.join(names)} {purpose(path)}" in lines
     assert len(settings(printed)) == len(SHIPPED)
 
 
