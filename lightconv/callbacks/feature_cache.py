@@ -55,7 +55,7 @@ class FeatureCache:
             )
         # an image that is mixed has another's label too, which features are kept without
         varied = (data.augmentation is not None and self.copies is None) or data.mixing is not None
-        return not varied and not any(p.requires_grad for p in network.backbone.parameters())
+        return network.frozen and not varied
 
     def features(self, trainer: L.Trainer, network: Pretrained, data: ImageData, show: bool) -> dict[str, Features]:
         """Features of the training and the validation split.

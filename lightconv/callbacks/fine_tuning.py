@@ -182,7 +182,7 @@ class FineTuning(L.Callback):
 
     def _fuse_frozen(self, network: nn.Module) -> None:
         unfuse(network)
-        if isinstance(network, Pretrained) and not any(p.requires_grad for p in network.backbone.parameters()):
+        if isinstance(network, Pretrained) and network.frozen:
             with suppress(InputError):  # some have nothing to fuse
                 fuse(network.backbone)
 

@@ -67,6 +67,11 @@ class Pretrained(nn.Module):
         self.pool = nn.Sequential(_POOLINGS[pooling](1), nn.Flatten()) if pooling != "none" else nn.Flatten()
         self.head = _head([features, *hidden, classes], dropout)
 
+    @property
+    def frozen(self) -> bool:
+        """Whether nothing before the head trains."""
+        return not any(parameter.requires_grad for parameter in self.backbone.parameters())
+
     def features(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n features"]:
         """What the head sees."""
         return self.pool(self.backbone(images))

@@ -7,6 +7,7 @@ import lightning as L
 import pytest
 import pytorch_lightning
 import torch
+from callbacks.tuned import SILENT
 from lightning.fabric.plugins.precision import MixedPrecision as FabricMixedPrecision
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.plugins.precision import HalfPrecision, MixedPrecision, Precision
@@ -17,14 +18,6 @@ from torch.utils.data import DataLoader, TensorDataset
 import lightconv as lc
 from lightconv.callbacks.kernel_swap import DefaultKernelSwap
 from lightconv.errors import InputError
-
-SILENT = {
-    "accelerator": "cpu",
-    "logger": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "enable_checkpointing": False,
-}
 
 
 def network():

@@ -11,7 +11,11 @@ from lightconv.errors import InputError
 
 # each is a file here with a function of that name, and the Markdown file that output=auto writes
 WHAT = {
-    **{"traffic": None, "kernels": "bench_kernels.md", "blocks": None, "fused": None, "pipeline": None},
+    "traffic": None,
+    "kernels": "bench_kernels.md",
+    "blocks": None,
+    "fused": None,
+    "pipeline": None,
     "features": None,
 }
 _LEAST = {"rounds": 1, "batch_size": 1, "images": 1, "num_workers": 0}
