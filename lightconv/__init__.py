@@ -1,20 +1,75 @@
-"""Triton convolution and max-pooling for PyTorch Lightning, and everything from images to a trained CNN."""
+"""Triton convolution and max-pooling for PyTorch Lightning, and everything from images to a trained CNN.
+
+Every public name loads on first use: ``import lightconv`` alone loads neither torch nor Lightning nor Triton.
+"""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightconv import functional, nn
-from lightconv.nn.fuse import fuse, unfuse
-from lightconv.nn.swap import restore, swap
-from lightconv.operators.backend import use_backend
+from lightconv._version import __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from lightconv import (
+        analysis,
+        autotune,
+        callbacks,
+        data,
+        functional,
+        models,
+        nn,
+        operators,
+        surgery,
+        tasks,
+        visualize,
+    )
+    from lightconv.autotune import tune
+    from lightconv.callbacks import FineTuning, KernelPrecision, KernelSummary, KernelSwap
+    from lightconv.errors import InputError, InputWarning
+    from lightconv.operators.backend import use_backend
+    from lightconv.preprocessing import Preprocessing
+    from lightconv.surgery import explain, fuse, restore, swap, unfuse
+
+_MODULES = {
+    "analysis",
+    "autotune",
+    "callbacks",
+    "data",
+    "functional",
+    "models",
+    "nn",
+    "operators",
+    "surgery",
+    "tasks",
+    "visualize",
+}
+_NAMES = {
+    "FineTuning": "lightconv.callbacks",
+    "InputError": "lightconv.errors",
+    "InputWarning": "lightconv.errors",
+    "KernelPrecision": "lightconv.callbacks",
+    "KernelSummary": "lightconv.callbacks",
+    "KernelSwap": "lightconv.callbacks",
+    "Preprocessing": "lightconv.preprocessing",
+    "explain": "lightconv.surgery",
+    "fuse": "lightconv.surgery",
+    "restore": "lightconv.surgery",
+    "swap": "lightconv.surgery",
+    "tune": "lightconv.autotune",
+    "unfuse": "lightconv.surgery",
+    "use_backend": "lightconv.operators.backend",
+}
+
 __all__ = [
     "FineTuning",
+    "InputError",
+    "InputWarning",
     "KernelPrecision",
     "KernelSummary",
     "KernelSwap",
+    "Preprocessing",
+    "__version__",
     "analysis",
+    "autotune",
     "callbacks",
     "data",
     "explain",
@@ -22,7 +77,9 @@ __all__ = [
     "fuse",
     "models",
     "nn",
+    "operators",
     "restore",
+    "surgery",
     "swap",
     "tasks",
     "tune",
@@ -31,21 +88,19 @@ __all__ = [
     "visualize",
 ]
 
-_ON_FIRST_USE = {
-    "FineTuning": "callbacks",
-    "KernelPrecision": "callbacks",
-    "KernelSummary": "callbacks",
-    "KernelSwap": "callbacks",
-    "explain": "analysis",
-    "tune": "analysis.tuning",
-}
-_MODULES_ON_FIRST_USE = {"analysis", "callbacks", "data", "models", "tasks", "visualize"}
-
 
 def __getattr__(name: str) -> Any:
-    """Import the parts that need more than torch on first use: the operators alone load without them."""
-    if name in _ON_FIRST_USE:
-        return getattr(importlib.import_module(f"lightconv.{_ON_FIRST_USE[name]}"), name)
-    if name in _MODULES_ON_FIRST_USE:
-        return importlib.import_module(f"lightconv.{name}")
-    raise AttributeError(f"module 'lightconv' has no attribute {name!r}; it has {', '.join(__all__)}")
+    """Load a public name and keep it, so that the next use costs nothing."""
+    if name in _MODULES:
+        value = importlib.import_module(f"lightconv.{name}")
+    elif name in _NAMES:
+        value = getattr(importlib.import_module(_NAMES[name]), name)
+    else:
+        raise AttributeError(f"module 'lightconv' has no attribute {name!r}; it has {', '.join(__all__)}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List every public name, loaded or not."""
+    return sorted({*globals(), *__all__})

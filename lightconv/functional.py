@@ -39,7 +39,7 @@ def _kernels_wanted(*tensors: Tensor) -> bool:
     return (
         all(isinstance(tensor, Tensor) for tensor in tensors)
         and backend.wants_kernels(tensors[0].device.type)
-        and backend.transform_refusal() is None
+        and backend.transform_unsupported_reason() is None
     )
 
 
@@ -89,7 +89,7 @@ def conv2d(
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     window, extra = call
     images, filters, offsets = _prepared(input, weight, bias, extra)
-    if not _conv2d.choice(images, filters, offsets, window, groups).kernel:
+    if not _conv2d.dispatch(images, filters, offsets, window, groups).kernel:
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     output = torch.ops.lightconv.conv2d(images, filters, offsets, *window, groups)
     return output.squeeze(0) if input.dim() == 3 else output
@@ -150,7 +150,7 @@ def max_pool2d(
     """
     flags = isinstance(ceil_mode, bool) and isinstance(return_indices, bool)
     call = pooling_window(kernel_size, stride, padding, dilation) if flags and _kernels_wanted(input) else None
-    if call is None or not _max_pool2d.choice(images := _batched(input), *call, ceil_mode, return_indices).kernel:
+    if call is None or not _max_pool2d.dispatch(images := _batched(input), *call, ceil_mode, return_indices).kernel:
         return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)  # type: ignore[call-overload]
     kernel, window = call
     # nobody sees positions in the window: they are what backward keeps, where they fit a byte
@@ -177,7 +177,7 @@ def conv_block(
     Equals ``max_pool2d(activation(conv2d(...)), pool)``. A non-decreasing activation commutes with the maximum, so it
     is applied to the pooled map: the same values for 1 / pool**2 of the work. (Where rounding makes two activations
     equal, the gradient goes to the larger input instead of the first.) One kernel computes the whole block where it
-    can: see `lightconv.operators.conv_block.refusal` for where it cannot.
+    can: see `lightconv.operators.conv_block.operator_unsupported_reason` for where it cannot.
 
     Args:
         input: a batch of images, or one image.
@@ -204,7 +204,7 @@ def conv_block(
         assert size is not None
         window, extra = call
         images, filters, offsets = _prepared(input, weight, bias, extra)
-        if _conv_block.choice(images, filters, offsets, window, groups, activation, size).kernel:
+        if _conv_block.dispatch(images, filters, offsets, window, groups, activation, size).kernel:
             output, _ = torch.ops.lightconv.conv_block(images, filters, offsets, *window, groups, activation, size)
             return output.squeeze(0) if input.dim() == 3 else output
     maps = conv2d(input, weight, bias, stride, padding, dilation, groups)

@@ -18,7 +18,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
     from jaxtyping import install_import_hook
 
-    install_import_hook(["lightconv.data", "lightconv.models", "lightconv.tasks"], "support.checked")
+    install_import_hook(["lightconv.data", "lightconv.models", "lightconv.tasks"], "helpers.support.checked")
 
     if os.environ.get("TRITON_INTERPRET"):
         quicken_the_interpreter()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 def run(case: int) -> tuple[int, bool, str]:
     """Check one case: its number, whether gradients were compared, and what went wrong."""
-    from blocks import check, random_block
+    from helpers.blocks import check, random_block
 
     try:
         return case, check(random_block(case)), ""

@@ -6,7 +6,7 @@ import sys
 
 import lightning as L
 import pytest
-from support import blocks
+from helpers.support import blocks
 
 import lightconv_autoload
 from lightconv.errors import InputError

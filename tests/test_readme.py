@@ -1,7 +1,7 @@
 import lightning as L
 import torch
 import yaml
-from support import blocks
+from helpers.support import blocks
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 

@@ -12,15 +12,15 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from lightconv.analysis.traffic import on_meta
 from lightconv.errors import InputError
 from lightconv.models import LeNet
 from lightconv.nn import Conv2d, ConvBlock, MaxPool2d
-from lightconv.nn.chains import ACTIVATIONS, activation_of, pooling_refusal
-from lightconv.nn.fuse import acts_as
 from lightconv.operators.backend import use_backend
 from lightconv.operators.conv_block import NON_DECREASING
 from lightconv.operators.geometry import is_channels_last, pair
+from lightconv.operators.meta import on_meta
+from lightconv.surgery.chains import ACTIVATIONS, activation_of, pooling_unsupported_reason
+from lightconv.surgery.fuse import acts_as
 
 _MODULES = {name: module for module, name in ACTIVATIONS.items()} | {"identity": nn.Identity}
 
@@ -157,7 +157,7 @@ def _chain(calls: list[_Call]) -> tuple[str | None, tuple[int, int]]:
         return None, (1, 1)
     pool = None
     if len(rest) > 1 and rest[1].given is rest[0].result and type(pooling := rest[1].module) is nn.MaxPool2d:
-        pool = None if pooling_refusal(pooling) else pair(pooling.kernel_size)
+        pool = None if pooling_unsupported_reason(pooling) else pair(pooling.kernel_size)
     return activation, pool or (1, 1)
 
 

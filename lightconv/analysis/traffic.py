@@ -33,6 +33,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lightconv.operators.backend import use_backend
 from lightconv.operators.geometry import in_format, is_channels_last
+from lightconv.operators.meta import on_meta
 
 # kernels an operator starts, from its arguments by name; all others start one
 _LAUNCHES: dict[str, Callable[[dict[str, Any]], int]] = {
@@ -194,12 +195,6 @@ class _Saved:
     def total(self) -> int:
         """Bytes saved."""
         return sum(last - first for _, first, last in self._spans.values())
-
-
-def on_meta(tensor: Tensor) -> Tensor:
-    """A leaf without values."""
-    twin = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-    return twin.requires_grad_(tensor.requires_grad)
 
 
 def _tensors(tree: Any) -> list[Tensor]:

@@ -137,6 +137,6 @@ def _key(trainer: L.Trainer, network: Pretrained, data: ImageData, name: str, co
 def _described(trainer: L.Trainer, network: Pretrained, data: ImageData, copy: int | None) -> Iterator[str]:
     yield f"{torch.__version__} {trainer.precision} {trainer.strategy.root_device.type}"
     yield f"{network.backbone} {network.pool}"
-    yield f"{data.image_shape} {data.mean} {data.deviation}"
+    yield f"{data.image_shape} {data.mean} {data.std}"
     if copy is not None:
         yield f"{copy} {data.seed} {data.augmentation!r}"

@@ -22,7 +22,7 @@ from lightconv.callbacks.stages import Blocks, Stage, check_names, depths, freez
 from lightconv.data import ImageData
 from lightconv.errors import InputError
 from lightconv.models import Pretrained
-from lightconv.nn.fuse import fuse, unfuse
+from lightconv.surgery.fuse import fuse, unfuse
 from lightconv.tasks.schedules import schedule
 
 _RATES = ("max_lr", "base_lr")  # learning rates that schedulers are given, in place of the optimizer's

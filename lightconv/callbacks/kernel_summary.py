@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from lightconv.analysis.explanation import Row, explain, layers
 from lightconv.callbacks.kernel_swap import KernelSwap
+from lightconv.surgery.explain import Row, explain, layers
 
 _NO_SIZES = "sizes unknown: set the module's example_input_array, to a batch like those to come"
 

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from lightconv.errors import InputError
-from lightconv.nn.swap import Pattern, restore, swap
+from lightconv.surgery.swap import Pattern, restore, swap
 
 
 class KernelSwap(L.Callback):

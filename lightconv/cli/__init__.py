@@ -1,7 +1,8 @@
 """The command line: ``lightconv <verb> key=value ...``, one function a verb, one conf/<verb>.yaml a function."""
 
-import importlib
 import sys
+
+from lightconv._version import __version__
 
 VERBS = {
     "train": "train a network; without arguments LeNet on real handwritten digits, in seconds on a CPU",
@@ -43,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(_HELP)
         return
     if arguments[0] == "--version":
-        print(importlib.import_module("lightconv").__version__)
+        print(__version__)
         return
     verb, *overrides = arguments
     if verb not in VERBS:

@@ -19,7 +19,7 @@ from lightconv.cli import tables
 from lightconv.cli.application import instantiate
 from lightconv.cli.installation import Extra, extras, installed, is_met, output, requirements, revision
 from lightconv.errors import InputError
-from lightconv.operators import backend, conv2d, conv_block, max_pool2d, tuned
+from lightconv.operators import autotune_file, backend, conv2d, conv_block, max_pool2d
 from lightconv.operators.geometry import Window
 
 if backend.TRITON:
@@ -191,7 +191,7 @@ def triton_needs() -> Facts:
 def gpu(device: str) -> Gpu:
     """Ask torch about a GPU, and lightconv whether and how its kernels serve it."""
     properties, tensor = torch.cuda.get_device_properties(device), stand_in(device, 1)
-    refusal = backend.refusal(tensor)
+    refusal = backend.tensor_unsupported_reason(tensor)
     architecture = launch.architecture(tensor) if backend.TRITON else None
     return Gpu(
         device=device,
@@ -201,7 +201,7 @@ def gpu(device: str) -> Gpu:
         architecture=architecture,
         tiles=tiles.nearest(architecture) if architecture and refusal is None else None,
         refusal=refusal,
-        tuned=len(tuned.stored(properties.name)) if backend.TRITON else 0,
+        tuned=len(autotune_file.load(properties.name)) if backend.TRITON else 0,
     )
 
 
@@ -215,12 +215,12 @@ def served(name: str, device: str) -> list[Served]:
     images, filters, maps = (stand_in(device, *s) for s in [(256, 1, 28, 28), (6, 1, 5, 5), (256, 6, 28, 28)])
     window, halves = Window.of((1, 1), (2, 2), (1, 1)), Window.of((2, 2), (0, 0), (1, 1))
     choices = {
-        "convolution": conv2d.choice(images, filters, None, window, 1),
-        "block": conv_block.choice(images, filters, None, window, 1, "relu", (2, 2)),
-        "max-pooling": max_pool2d.choice(maps, (2, 2), halves, False, False),
+        "convolution": conv2d.dispatch(images, filters, None, window, 1),
+        "block": conv_block.dispatch(images, filters, None, window, 1, "relu", (2, 2)),
+        "max-pooling": max_pool2d.dispatch(maps, (2, 2), halves, False, False),
     }
     if not backend.wants_kernels(images.device.type):  # then kernels are not asked, even if they could
-        unasked = backend.Choice(False, "on this device the backend asks for no kernels")
+        unasked = backend.Dispatch(False, "on this device the backend asks for no kernels")
         choices = {operator: unasked if choice.kernel else choice for operator, choice in choices.items()}
     return [Served(name, operator, "lightconv" if c.kernel else "torch", c.reason) for operator, c in choices.items()]
 

@@ -54,8 +54,8 @@ def augmentation(config: DictConfig) -> Figure:
 
 def pixels(data: ImageData, images: Tensor) -> Tensor:
     """Normalised images as pixels in 0..1."""
-    mean, deviation = (images.new_tensor(values).view(-1, 1, 1) for values in (data.mean, data.deviation))
-    return images * deviation + mean
+    mean, std = (images.new_tensor(values).view(-1, 1, 1) for values in (data.mean, data.std))
+    return images * std + mean
 
 
 def caption(label: Tensor, classes: Sequence[str]) -> str:

@@ -44,8 +44,8 @@ def export(config: DictConfig) -> None:
         rows = write(task.model, images, [output / f"model.{name}" for name in formats])
     tables.show_rows(titled(task, data), rows)
     sizes = " x ".join(map(str, data.image_shape))
-    mean, deviation = (", ".join(map(str, values)) for values in (data.mean, data.deviation))
-    print(f"takes any number of images of {sizes} as float32: pixels / 255, less {mean}, over {deviation}")
+    mean, std = (", ".join(map(str, values)) for values in (data.mean, data.std))
+    print(f"takes any number of images of {sizes} as float32: pixels / 255, less {mean}, over {std}")
     print(f"gives the logits of {', '.join(data.classes)}")
 
 

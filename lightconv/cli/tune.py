@@ -6,11 +6,11 @@ import torch
 from omegaconf import DictConfig
 from rich.progress import track
 
-from lightconv.analysis import tuning
 from lightconv.analysis.layers import layers_of
+from lightconv.autotune import search
 from lightconv.cli import tables
 from lightconv.cli.settings import check_whole, formatted, several
-from lightconv.operators import tuned
+from lightconv.operators import autotune_file
 
 _NOTE = """\
 rule, tuned: by lightconv's rules and tables, and as found to be the fastest; torch is measured with
@@ -28,13 +28,13 @@ def tune(config: DictConfig) -> None:
     check_whole(config, "batch_size")
     check_whole(config, "rounds")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    gpu = tuning.gpu_of(device)
-    file = tuned.path(gpu)
-    results: list[tuning.Result] = []
+    gpu = search.gpu_of(device)
+    file = autotune_file.path(gpu)
+    results: list[search.Result] = []
     for network in several(config.layers):
-        layers = tuning.distinct(layers_of(network, config.batch_size, **wanted))
+        layers = search.distinct(layers_of(network, config.batch_size, **wanted))
         for layer in track(layers, f"measuring {network}", console=tables.console):
-            results += tuning.tune_layer(layer, device, file, config.rounds)
+            results += search.tune_layer(layer, device, file, config.rounds)
     title = f"{gpu}, {config.batch_size} images, {config.dtype}"
     tables.show_rows(f"{title}, milliseconds", [_row(result) for result in results], dense=True)
     print(_NOTE)
@@ -43,7 +43,7 @@ def tune(config: DictConfig) -> None:
     print(f"kept in {file}")
 
 
-def _row(result: tuning.Result) -> dict[str, Any]:
+def _row(result: search.Result) -> dict[str, Any]:
     return {
         "layer": f"{result.layer}\n{result.sizes}",
         "pass": result.step,

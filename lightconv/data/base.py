@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate, one_hot
 from lightconv.data.batches import Batches, Mix
 from lightconv.data.stored import StoredImages
 from lightconv.errors import InputError
-from lightconv.models import Preprocessing
+from lightconv.preprocessing import Preprocessing
 
 # the sizes of different splits differ, so none is given a name
 InMemory = UInt8[Tensor, "_ _ _ _"]
@@ -32,7 +32,7 @@ class ImageData(L.LightningDataModule):
         batch_size: images a training batch.
         augmentation: varies training images, called with (images in 0..1, generator).
         seed: of the training order and of the augmentation; the splits do not depend on it.
-        preprocessing: the size, mean and deviation that pretrained weights expect, in place of the set's own.
+        preprocessing: the size, mean and std that pretrained weights expect, in place of the set's own.
         training_images: train on so many, each class in proportion, the same ones every time; None for all.
         mixing: mixes what has been augmented and normalised, called with (images, one-hot labels, generator); training
             labels then are shares of (n, classes).
@@ -41,13 +41,13 @@ class ImageData(L.LightningDataModule):
         classes: names of the classes in the order of their labels.
         image_shape: (channels, height, width) of a batch's images.
         mean: of each channel over the training images, in 0..1.
-        deviation: standard deviation of each channel, likewise.
+        std: standard std of each channel, likewise.
     """
 
     classes: tuple[str, ...]
     image_shape: tuple[int, int, int]
     mean: tuple[float, ...]
-    deviation: tuple[float, ...]
+    std: tuple[float, ...]
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class ImageData(L.LightningDataModule):
         self.training_images, self.mixing = training_images, mixing
         if preprocessing:
             side = preprocessing.image_size
-            self.mean, self.deviation = preprocessing.mean, preprocessing.deviation
+            self.mean, self.std = preprocessing.mean, preprocessing.std
             self.image_shape = (max(self.image_shape[0], len(self.mean)), side, side)
         self._splits: dict[str, Split] = {}
         self._training: Batches | None = None
@@ -105,9 +105,9 @@ class ImageData(L.LightningDataModule):
         return interpolate(images, size, mode="bilinear", antialias=True)
 
     def normalize(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n _ h w"]:
-        """Shift and scale channels in 0..1 to mean 0 and deviation 1, repeating a grey one for each mean."""
-        mean, deviation = (images.new_tensor(v).view(-1, 1, 1) for v in (self.mean, self.deviation))
-        return (images - mean) / deviation
+        """Shift and scale channels in 0..1 to mean 0 and std 1, repeating a grey one for each mean."""
+        mean, std = (images.new_tensor(v).view(-1, 1, 1) for v in (self.mean, self.std))
+        return (images - mean) / std
 
     def train_dataloader(self) -> Batches:
         """Shuffled, augmented batches."""

@@ -28,7 +28,7 @@ class CIFAR10(ImageData):
     classes = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
     image_shape = (3, 32, 32)
     mean = (0.4914, 0.4822, 0.4465)
-    deviation = (0.2470, 0.2435, 0.2616)
+    std = (0.2470, 0.2435, 0.2616)
 
     def __init__(
         self, root: str | Path = "data", download: bool = False, validation: int = 5000, **options: Any

@@ -17,7 +17,7 @@ class Digits(ImageData):
     classes = tuple("0123456789")
     image_shape = (1, 28, 28)
     mean = (0.3049,)
-    deviation = (0.3244,)
+    std = (0.3244,)
 
     def load(self, stage: str) -> dict[str, Split]:
         """Split the embedded set; both stages come out of the same file."""

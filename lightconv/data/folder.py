@@ -29,7 +29,7 @@ class ImageFolder(ImageData):
     training images, each class in proportion, by a hash of file names (see ``lightconv.data.listing.assign``).
 
     Every file is decoded once before training starts, whatever its name ends with. What is no image is left out, with
-    a warning that names it and says why. Channels are normalised by ImageNet's mean and deviation, unless
+    a warning that names it and says why. Channels are normalised by ImageNet's mean and std, unless
     ``preprocessing`` has others; it then also has the size, in place of ``image_size``.
 
     Args:
@@ -60,7 +60,7 @@ class ImageFolder(ImageData):
 
     image_shape = (3, 224, 224)
     mean = (0.485, 0.456, 0.406)
-    deviation = (0.229, 0.224, 0.225)
+    std = (0.229, 0.224, 0.225)
 
     def __init__(
         self,

@@ -30,7 +30,7 @@ class MNIST(ImageData):
     classes = tuple("0123456789")
     image_shape = (1, 28, 28)
     mean = (0.1307,)
-    deviation = (0.3081,)
+    std = (0.3081,)
     source: ClassVar[type[torchvision.datasets.MNIST]] = torchvision.datasets.MNIST
     elsewhere: ClassVar[str] = ""
 
@@ -81,7 +81,7 @@ class FashionMNIST(MNIST):
         "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
     )  # fmt: skip
     mean = (0.2860,)
-    deviation = (0.3530,)
+    std = (0.3530,)
     source = torchvision.datasets.FashionMNIST
     elsewhere = ". Debian's package dataset-fashion-mnist puts them into /usr/share/datasets/fashion-mnist"
 

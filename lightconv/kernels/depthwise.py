@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightconv.kernels import choices, ordered_sum
+from lightconv.kernels import autotune, ordered_sum
 from lightconv.kernels.launch import Outputs, Pair, architecture, in_float32_when_interpreted, index_type, on_device
 from lightconv.kernels.tiles import ARCHITECTURES, MULTIPROCESSORS, Tile, Tiles, choose, nearest
 
@@ -207,10 +207,10 @@ def tile_of(input: Tensor, weight_shape: Sequence[int], size: Pair, stride: Pair
 
 def _decided(rule: Tile, tiles: Tiles, images: Tensor, part: str, *sizes: Sequence[int]) -> Tile:
     # what was measured on the GPU that holds the images, else the rule's
-    if not choices.applies(images):
+    if not autotune.is_enabled(images):
         return rule
-    key = ("depthwise", part, choices.described(images), *sizes)
-    return choices.answer(images, key, tuple(dict.fromkeys([rule, *tiles])))
+    key = ("depthwise", part, autotune.tensor_key(images), *sizes)
+    return autotune.select(images, key, tuple(dict.fromkeys([rule, *tiles])))
 
 
 def _fitted(tile: Tile, height: int, width: int, channels: int, index: tl.dtype) -> tuple[int, int, int]:

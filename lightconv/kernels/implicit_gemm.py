@@ -33,7 +33,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from lightconv.kernels import choices
+from lightconv.kernels import autotune
 from lightconv.kernels.launch import (
     Outputs,
     Pair,
@@ -462,11 +462,11 @@ def decided(like: Tensor, product: Product, architecture: str, kind: str, wide: 
         wide: whether offsets need 64 bits.
         expanded: whether a pooled gradient is expanded by its bytes.
     """
-    if not choices.applies(like):
+    if not autotune.is_enabled(like):
         return plan(product, architecture, kind, wide)
     part = "input gradient" if product.gradient else "forward"
     key = ("implicit GEMM", part, kind, wide, expanded, *product)
-    return choices.answer(like, key, plans(product, architecture, kind, wide))
+    return autotune.select(like, key, plans(product, architecture, kind, wide))
 
 
 def _patch_of(product: Product, tile: Tile) -> Pair | None:

@@ -2,7 +2,7 @@
 
 Every algorithm lists its tiles by architecture and by how numbers are multiplied, from the largest to the smallest;
 `lightconv.kernels.tiles.choose` takes one from the shape of the product alone: the same call has the same bits on every
-machine of that architecture, unless ``lightconv tune`` measured it there (`lightconv.kernels.choices`). Every tile of
+machine of that architecture, unless ``lightconv tune`` measured it there (`lightconv.kernels.autotune`). Every tile of
 every table is compiled by the tests.
 """
 

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightconv.kernels import choices, implicit_gemm, ordered_sum
+from lightconv.kernels import autotune, implicit_gemm, ordered_sum
 from lightconv.kernels.implicit_gemm import CAREFUL_TILES, FLATTENED_BELOW, columns_of, expanded, strides_of
 from lightconv.kernels.launch import (
     Outputs,
@@ -267,9 +267,9 @@ def weight_gradient(
     index = index_type(grad_output, input, grad_weight, *coded)
     careful = index is tl.int64 or input.stride(1) != 1 or grad_output.stride(1) != 1
     sizes = (input.shape[0], size, tuple(grad_weight.shape), groups, target, kind, careful)
-    if tile is None and choices.applies(input):
+    if tile is None and autotune.is_enabled(input):
         key = ("implicit GEMM", "weight gradient", code is not None, grad_bias.numel() > 0, stride, dilation, *sizes)
-        chosen = choices.answer(input, key, plans(*sizes))
+        chosen = autotune.select(input, key, plans(*sizes))
     else:
         chosen = plan(*sizes, tile)
     tile, filters, channels = chosen.tile, grad_weight.shape[0] // groups, grad_weight.shape[1]

@@ -1,7 +1,9 @@
 """Networks: LeNet made of lightconv's modules, and pretrained ones by name."""
 
+from lightconv.deprecated import moved
 from lightconv.models.lenet import LeNet
-from lightconv.models.preprocessing import Preprocessing
 from lightconv.models.pretrained import Pretrained
 
-__all__ = ["LeNet", "Preprocessing", "Pretrained"]
+__all__ = ["LeNet", "Pretrained"]
+
+__getattr__ = moved(__name__, {"Preprocessing": "lightconv.preprocessing"})

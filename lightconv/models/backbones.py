@@ -10,11 +10,11 @@ import torchvision
 from torch import Tensor, nn
 
 from lightconv.errors import InputError
-from lightconv.models.preprocessing import Preprocessing
 from lightconv.models.weights import check_shapes, matching, read_checkpoint, read_weights
+from lightconv.preprocessing import Preprocessing
 
 _CLASSIFIERS = ("avgpool", "dropout", "fc", "classifier")  # where torchvision's networks stop being convolutional
-# with ImageNet weights these two bring images from its mean and deviation to these, in a forward that is cut off
+# with ImageNet weights these two bring images from its mean and std to these, in a forward that is cut off
 _OWN_RANGE = Preprocessing(224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _OTHER_RANGES = {"googlenet": _OWN_RANGE, "inception_v3": replace(_OWN_RANGE, image_size=299)}
 
@@ -50,8 +50,8 @@ def build(name: str, weights: str, channels: int) -> tuple[nn.Module, Preprocess
         check_shapes(found, expected, source)
         backbone.load_state_dict(found, strict=False)
     if stem:
-        mean, deviation = ((sum(v) / len(v),) for v in (preprocessing.mean, preprocessing.deviation))
-        preprocessing = replace(preprocessing, mean=mean, deviation=deviation)
+        mean, std = ((sum(v) / len(v),) for v in (preprocessing.mean, preprocessing.std))
+        preprocessing = replace(preprocessing, mean=mean, std=std)
     return backbone, preprocessing
 
 

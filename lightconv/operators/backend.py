@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from lightconv.errors import InputError
-from lightconv.kernels import choices
-from lightconv.operators import tuned
+from lightconv.kernels import autotune
+from lightconv.operators import autotune_file
 
 BACKENDS = ("auto", "reference", "triton")
 TRITON = importlib.util.find_spec("triton") is not None
@@ -34,7 +34,7 @@ if TRITON:
 else:
     INTERPRETED = False
 
-choices.found_in(tuned.stored)
+autotune.set_source(autotune_file.load)
 
 _DTYPES = {torch.float16, torch.bfloat16, torch.float32}
 
@@ -98,7 +98,7 @@ RULES = (
 )
 
 
-class Choice(NamedTuple):
+class Dispatch(NamedTuple):
     """Who serves a call, and why."""
 
     kernel: bool
@@ -156,7 +156,7 @@ def wants_kernels(device: str) -> bool:
     return _backend == "triton" or (_backend == "auto" and device == "cuda")
 
 
-def choice(call: Call, tensors: Sequence[Tensor | None], *options: Any) -> Choice:
+def dispatch(call: Call, tensors: Sequence[Tensor | None], *options: Any) -> Dispatch:
     """Who serves a call that a kernel can serve.
 
     Args:
@@ -165,21 +165,21 @@ def choice(call: Call, tensors: Sequence[Tensor | None], *options: Any) -> Choic
         options: that it is made with.
     """
     if _backend != "auto":
-        return Choice(_backend == "triton", f"asked for: backend {_backend!r}")
+        return Dispatch(_backend == "triton", f"asked for: backend {_backend!r}")
     rule = next(rule for rule in RULES if rule.applies(call))
     images = tensors[0]
     assert images is not None
-    if choices.applies(images):
+    if autotune.is_enabled(images):
         trained = torch.is_grad_enabled()
         gradients = tuple(trained and t is not None and t.requires_grad for t in tensors)
         in_tf32 = torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
-        key = (call.operator, *map(choices.described, tensors), gradients, *options, in_tf32)
-        if choices.answer(images, key, (rule.kernel, not rule.kernel)) != rule.kernel:
-            return Choice(not rule.kernel, "measured on this GPU by lightconv tune")
-    return Choice(rule.kernel, rule.reason)
+        key = (call.operator, *map(autotune.tensor_key, tensors), gradients, *options, in_tf32)
+        if autotune.select(images, key, (rule.kernel, not rule.kernel)) != rule.kernel:
+            return Dispatch(not rule.kernel, "measured on this GPU by lightconv tune")
+    return Dispatch(rule.kernel, rule.reason)
 
 
-def refusal(*tensors: Tensor | None) -> str | None:
+def tensor_unsupported_reason(*tensors: Tensor | None) -> str | None:
     """Why no kernel can work on these tensors; None if one can."""
     given = [t for t in tensors if t is not None]
     first = given[0]
@@ -203,7 +203,7 @@ def refusal(*tensors: Tensor | None) -> str | None:
     return None
 
 
-def transform_refusal() -> str | None:
+def transform_unsupported_reason() -> str | None:
     """Why the operators, which know reverse mode and vmap, cannot be part of what surrounds the call; None if they can.
 
     Forward mode would silently find no tangents, and torch.func.grad refuses torch.library's formulas.

@@ -48,7 +48,9 @@ LIBRARY.define(
 )
 
 
-def refusal(input: Tensor, weight: Tensor, bias: Tensor | None, window: Window, groups: int) -> str | None:
+def operator_unsupported_reason(
+    input: Tensor, weight: Tensor, bias: Tensor | None, window: Window, groups: int
+) -> str | None:
     """Why no kernel can serve this convolution; None if one can."""
     if input.dim() != 4 or weight.dim() != 4:
         return "not a batch of images, or not a bank of two-dimensional filters"
@@ -61,17 +63,17 @@ def refusal(input: Tensor, weight: Tensor, bias: Tensor | None, window: Window, 
         return "the bias does not have one value a filter"
     if min(output_sizes(input.shape[2:], weight.shape[2:], window)) < 1:
         return "the filter is larger than the image"
-    return backend.refusal(input, weight, bias)
+    return backend.tensor_unsupported_reason(input, weight, bias)
 
 
-def choice(input: Tensor, weight: Tensor, bias: Tensor | None, window: Window, groups: int) -> backend.Choice:
+def dispatch(input: Tensor, weight: Tensor, bias: Tensor | None, window: Window, groups: int) -> backend.Dispatch:
     """Who serves this convolution, and why."""
-    reason = refusal(input, weight, bias, window, groups)
+    reason = operator_unsupported_reason(input, weight, bias, window, groups)
     if reason is not None:
-        return backend.Choice(False, reason)
+        return backend.Dispatch(False, reason)
     depthwise, last = groups > 1 and weight.shape[1] == 1, is_channels_last(input, weight)
     call = backend.Call("conv2d", input.numel(), math.prod(weight.shape[1:]), depthwise, last)
-    return backend.choice(call, (input, weight, bias), *window, groups)
+    return backend.dispatch(call, (input, weight, bias), *window, groups)
 
 
 def algorithm(weight_shape: tuple[int, ...], window: Window, groups: int, like: Tensor) -> str:
@@ -102,7 +104,7 @@ def _conv2d(
 ) -> Tensor:
     window = Window.of(stride, padding, dilation)
     channels_last = is_channels_last(input, weight)
-    if refusal(input, weight, bias, window, groups) is not None:
+    if operator_unsupported_reason(input, weight, bias, window, groups) is not None:
         output = torch.convolution(input, weight, bias, stride, padding, dilation, False, (0, 0), groups)
         return in_format(output, channels_last)
     chosen = algorithm(weight.shape, window, groups, input)
@@ -196,14 +198,14 @@ def _by_kernel(
     groups: int,
 ) -> bool:
     """Whether a kernel serves a gradient; "auto" takes cuDNN's after a fused forward pass, if it can read the map."""
-    if backend.refusal(grad_output, other) is not None:
+    if backend.tensor_unsupported_reason(grad_output, other) is not None:
         return False
     if grad_output.device.type == "cpu":  # interpreted, also where the backend was asked for around the forward pass
         return True
     depthwise, last = groups > 1 and weight_shape[1] == 1, is_channels_last(grad_output, other)
     terms = math.prod(weight_shape[1:])
     call = backend.Call(operator, grad_output.numel(), terms, depthwise, last, pooled=code is not None)
-    return backend.choice(call, (grad_output, other), *window, groups, code is not None).kernel
+    return backend.dispatch(call, (grad_output, other), *window, groups, code is not None).kernel
 
 
 def _gradients_by_torch(
@@ -279,7 +281,8 @@ def gradients(
 ) -> Gradients:
     """The gradients that a convolution's context asks for: of the input, the weight and the bias."""
     needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-    if backend.transform_refusal() is not None:  # the operators would drop a forward-mode tangent of the gradient
+    # the operators would drop a forward-mode tangent of the gradient
+    if backend.transform_unsupported_reason() is not None:
         input = grad_output.new_empty(ctx.input_shape) if input is None else input
         weight = grad_output.new_empty(ctx.weight_shape) if weight is None else weight
         *pairs, groups = ctx.options

@@ -45,7 +45,7 @@ LIBRARY.define(
 )
 
 
-def refusal(
+def operator_unsupported_reason(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -59,7 +59,7 @@ def refusal(
         return f"no kernel for {activation}"
     if pool[0] * pool[1] > MAX_WINDOW:
         return f"a pooling window of more than {MAX_WINDOW} pixels"
-    reason = conv2d.refusal(input, weight, bias, window, groups)
+    reason = conv2d.operator_unsupported_reason(input, weight, bias, window, groups)
     if reason is None and groups > 1 and weight.shape[1] == 1:
         return "depthwise convolution is not fused"
     if reason is None and min(_sizes(input, weight, window, pool)) < 1:
@@ -67,7 +67,7 @@ def refusal(
     return reason
 
 
-def choice(
+def dispatch(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -75,14 +75,14 @@ def choice(
     groups: int,
     activation: str,
     pool: Pair,
-) -> backend.Choice:
+) -> backend.Dispatch:
     """Who serves this block as a whole, and why; where not a kernel, it is composed of its parts."""
-    reason = refusal(input, weight, bias, window, groups, activation, pool)
+    reason = operator_unsupported_reason(input, weight, bias, window, groups, activation, pool)
     if reason is not None:
-        return backend.Choice(False, reason)
+        return backend.Dispatch(False, reason)
     terms = math.prod(weight.shape[1:])
     call = backend.Call("conv_block", input.numel(), terms, pooled=pool != (1, 1))
-    return backend.choice(call, (input, weight, bias), *window, groups, activation, pool)
+    return backend.dispatch(call, (input, weight, bias), *window, groups, activation, pool)
 
 
 def _sizes(input: Tensor, weight: Tensor, window: Window, pool: Pair) -> Pair:
@@ -102,7 +102,7 @@ def _conv_block(
     pool: Pair,
 ) -> tuple[Tensor, Tensor]:
     window, pool = Window.of(stride, padding, dilation), (pool[0], pool[1])
-    if refusal(input, weight, bias, window, groups, activation, pool) is None:
+    if operator_unsupported_reason(input, weight, bias, window, groups, activation, pool) is None:
         output, code = _empty_outputs(input, weight, window, activation, pool)
         outputs = (output, code) if code.numel() else (output,)
         implicit_gemm.forward(outputs, input, weight, bias, *window, groups, activation, pool, input.dtype)

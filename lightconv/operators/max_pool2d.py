@@ -32,22 +32,22 @@ LIBRARY.define(
 )
 
 
-def refusal(input: Tensor, kernel_size: Pair, window: Window, ceil_mode: bool) -> str | None:
+def operator_unsupported_reason(input: Tensor, kernel_size: Pair, window: Window, ceil_mode: bool) -> str | None:
     """Why no kernel can serve this max-pooling; None if one can."""
     if input.dim() != 4:
         return "not a batch of images"
     if min(output_sizes(input.shape[2:], kernel_size, window, ceil_mode)) < 1:
         return "the window is larger than the image"
-    return backend.refusal(input)
+    return backend.tensor_unsupported_reason(input)
 
 
-def choice(input: Tensor, kernel_size: Pair, window: Window, ceil_mode: bool, indices: bool) -> backend.Choice:
+def dispatch(input: Tensor, kernel_size: Pair, window: Window, ceil_mode: bool, indices: bool) -> backend.Dispatch:
     """Who serves this max-pooling, and why."""
-    reason = refusal(input, kernel_size, window, ceil_mode)
+    reason = operator_unsupported_reason(input, kernel_size, window, ceil_mode)
     if reason is not None:
-        return backend.Choice(False, reason)
+        return backend.Dispatch(False, reason)
     call = backend.Call("max_pool2d", input.numel(), indices=indices)
-    return backend.choice(call, (input,), kernel_size, *window, ceil_mode, indices)
+    return backend.dispatch(call, (input,), kernel_size, *window, ceil_mode, indices)
 
 
 def _max_pool2d(
@@ -61,7 +61,7 @@ def _max_pool2d(
 ) -> tuple[Tensor, Tensor]:
     window = Window.of(stride, padding, dilation)
     channels_last = is_channels_last(input)
-    if refusal(input, kernel_size, window, ceil_mode) is not None:
+    if operator_unsupported_reason(input, kernel_size, window, ceil_mode) is not None:
         values, where = torch.ops.aten.max_pool2d_with_indices(input, kernel_size, *window, ceil_mode)
         if not return_indices:
             where = _positions(where, input.shape[-1], kernel_size, window).to(torch.uint8)
@@ -83,7 +83,7 @@ def _max_pool2d_backward(
     channels_last: bool,
 ) -> Tensor:
     window = Window.of(stride, padding, dilation)
-    if backend.refusal(grad_output) is not None:
+    if backend.tensor_unsupported_reason(grad_output) is not None:
         grad_input = _backward_by_torch(grad_output, where, input_shape, kernel_size, *window, ceil_mode)
         return in_format(grad_input, channels_last)
     grad_input = empty_image(grad_output, input_shape, channels_last)
@@ -178,7 +178,8 @@ def _backward(ctx: Any, grad_output: Tensor | None, _: Tensor | None) -> tuple[T
         return (None,) * 7
     (where,) = ctx.saved_tensors
     arguments = (grad_output, where, ctx.input_shape, *ctx.options)
-    if backend.transform_refusal() is not None:  # the operator would drop a forward-mode tangent of the gradient
+    # the operator would drop a forward-mode tangent of the gradient
+    if backend.transform_unsupported_reason() is not None:
         grad_input = _backward_by_torch(*arguments)
     else:
         grad_input = torch.ops.lightconv.max_pool2d_backward(*arguments, ctx.channels_last)

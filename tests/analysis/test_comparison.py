@@ -4,9 +4,9 @@ import importlib
 from unittest import mock
 
 import pytest
-from kernels.compiling import assert_neighbours_are_read_at_once, assert_sound
-from mutants import mutants, put_in_place
-from small import layer
+from helpers.compiling import assert_neighbours_are_read_at_once, assert_sound
+from helpers.mutants import mutants, put_in_place
+from helpers.small_layers import layer
 
 from lightconv.analysis import inspection
 from lightconv.analysis.comparison import Change, changes

@@ -6,7 +6,7 @@ from unittest import mock
 
 import pytest
 import triton
-from small import compile_one, launches, layer
+from helpers.small_layers import compile_one, launches, layer
 from torch import nn
 from triton import knobs
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from small import compile_one, launches, layer
+from helpers.small_layers import compile_one, launches, layer
 
 from lightconv.analysis import layers, prediction
 from lightconv.analysis.compilation import Compiled, compiled, training_step

@@ -3,7 +3,7 @@
 import lightning as L
 import pytest
 import torch
-from callbacks.tuned import SILENT
+from helpers.fine_tuned import SILENT
 
 import lightconv as lc
 from lightconv.callbacks.feature_cache import FeatureCache

@@ -9,7 +9,7 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from callbacks.tuned import BLOCKS, SILENT, Data, Tuned, fine_tuning
+from helpers.fine_tuned import BLOCKS, SILENT, Data, Tuned, fine_tuning
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy
 from torch.optim.lr_scheduler import CosineAnnealingLR, CosineAnnealingWarmRestarts, LambdaLR, OneCycleLR, StepLR
@@ -95,7 +95,7 @@ def test_defect_6_schedulers_of_the_module_go_on_when_more_is_unfrozen(kind, sch
 
 @both
 def test_defect_7_processes_stay_equal_after_unfreezing(kind, tmp_path):
-    script = Path(__file__).with_name("tuned.py")
+    script = Path(__file__).parents[1] / "helpers" / "fine_tuned.py"
     subprocess.run([sys.executable, script, kind, "difference.pt"], check=True, cwd=tmp_path)
     assert torch.load(tmp_path / "difference.pt") == 0
 

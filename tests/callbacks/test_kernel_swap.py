@@ -7,7 +7,7 @@ import lightning as L
 import pytest
 import pytorch_lightning
 import torch
-from callbacks.tuned import SILENT
+from helpers.fine_tuned import SILENT
 from lightning.fabric.plugins.precision import MixedPrecision as FabricMixedPrecision
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.plugins.precision import HalfPrecision, MixedPrecision, Precision
@@ -302,8 +302,8 @@ def test_fabric_trains_on_the_kernels(data, options, kernels):
 
 def test_two_processes_train_the_same_weights(tmp_path):
     def trained(strategy, callback):
-        command = [sys.executable, Path(__file__).with_name("distributed.py"), strategy, callback, "weights.pt"]
-        subprocess.run(command, check=True, cwd=tmp_path)
+        script = Path(__file__).parents[1] / "helpers" / "distributed.py"
+        subprocess.run([sys.executable, script, strategy, callback, "weights.pt"], check=True, cwd=tmp_path)
         weights = torch.load(tmp_path / "weights.pt")
         return weights.pop("swapped"), weights
 

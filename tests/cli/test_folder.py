@@ -3,7 +3,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from data.photographs import BAD, write_odd_files, write_photographs
+from helpers.photographs import BAD, write_odd_files, write_photographs
 from omegaconf import OmegaConf
 
 from cli.conftest import metrics

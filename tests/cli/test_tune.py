@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightconv.kernels import choices
+from lightconv.kernels import autotune
 
 
 def test_without_a_gpu_it_explains_itself(lightconv, capsys, monkeypatch):
@@ -33,20 +33,21 @@ def test_mistakes_are_told_before_anything_is_measured(lightconv, told, argument
 def test_measures_prints_and_keeps(lightconv, capsys, monkeypatch, tmp_path):
     """With a GPU that there is not, and a clock that finds kernels slow."""
     from lightconv import nn
-    from lightconv.analysis import layers, tuning
+    from lightconv.analysis import layers
+    from lightconv.autotune import search
     from lightconv.operators import backend
 
     def clock(step):
-        with choices.noted() as asked:
+        with autotune.record() as asked:
             step()
         return 10.0 + sum(5.0 for a in asked if a.answer is True)
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(tuning, "gpu_of", lambda device: "Some GPU")
+    monkeypatch.setattr(search, "gpu_of", lambda device: "Some GPU")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(backend, "wants_kernels", lambda device: backend._backend != "reference")
-    by_clock = tuning.tune_layer
-    monkeypatch.setattr(tuning, "tune_layer", lambda *args: by_clock(*args, clock))
+    by_clock = search.tune_layer
+    monkeypatch.setattr(search, "tune_layer", lambda *args: by_clock(*args, clock))
     with torch.device("meta"):
         block = layers.found(torch.nn.Sequential(nn.ConvBlock(3, 8, 3, pool=2)), torch.empty(1, 3, 6, 6))
     monkeypatch.setattr("lightconv.cli.tune.layers_of", lambda *args, **wanted: block * 2)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from data.photographs import BAD, ODD, TEMPLE, photograph, save, sideways
+from helpers.photographs import BAD, ODD, TEMPLE, photograph, save, sideways
 from PIL import Image, ImageOps
 
 from lightconv.data import decoding

@@ -3,13 +3,13 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from data.photographs import BAD, ODD, write_odd_files, write_photographs
+from helpers.photographs import BAD, ODD, write_odd_files, write_photographs
 from PIL import Image
 
 from lightconv.data import ImageFolder, stored
 from lightconv.data.stored import StoredImages
 from lightconv.errors import InputError, InputWarning
-from lightconv.models import Preprocessing
+from lightconv.preprocessing import Preprocessing
 
 pytestmark = pytest.mark.filterwarnings("ignore::lightconv.errors.InputWarning")
 
@@ -187,7 +187,7 @@ def test_testing_asks_for_no_training_images(colours):
 
 
 def test_preprocessing_decides_size_and_normalisation(colours, tmp_path):
-    preprocessing = Preprocessing(image_size=5, mean=(0.5, 0.5, 0.5), deviation=(0.5, 0.5, 0.5))
+    preprocessing = Preprocessing(image_size=5, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     data = folder(colours, preprocessing=preprocessing)
     assert data.image_shape == (3, 5, 5)
     assert data.split("train")[0][:1].shape == (1, 3, 5, 5)

@@ -2,7 +2,7 @@ import os
 from pathlib import Path
 
 import pytest
-from data.photographs import CLUTTER
+from helpers.photographs import CLUTTER
 
 from lightconv.data.listing import Entry, assign, class_folders, table
 from lightconv.errors import InputError

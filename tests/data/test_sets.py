@@ -10,7 +10,7 @@ import torchvision
 
 from lightconv.data import CIFAR10, MNIST, Digits, FashionMNIST
 from lightconv.errors import InputError
-from lightconv.models import Preprocessing
+from lightconv.preprocessing import Preprocessing
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -58,7 +58,7 @@ def test_the_split_does_not_depend_on_the_seed():
 def test_digits_constants_are_those_of_the_training_images():
     images = Digits().split("train")[0].float() / 255
     assert images.mean().item() == pytest.approx(Digits.mean[0], abs=1e-3)
-    assert images.std().item() == pytest.approx(Digits.deviation[0], abs=1e-3)
+    assert images.std().item() == pytest.approx(Digits.std[0], abs=1e-3)
     normalized = Digits().normalize(images)
     assert normalized.std().item() == pytest.approx(1, abs=1e-3)
 
@@ -187,12 +187,12 @@ def test_a_batch_needs_an_image():
 
 
 def test_images_become_what_pretrained_weights_expect():
-    preprocessing = Preprocessing(image_size=40, mean=(0.4, 0.5, 0.6), deviation=(0.1, 0.2, 0.3))
+    preprocessing = Preprocessing(image_size=40, mean=(0.4, 0.5, 0.6), std=(0.1, 0.2, 0.3))
     data = Digits(preprocessing=preprocessing)
     assert data.image_shape == (3, 40, 40)
     images, _ = next(iter(data.val_dataloader()))
     assert images.shape[1:] == (3, 40, 40)
-    grey = images[:, 0] * 0.1 + 0.4  # each channel is the same grey image, with its own mean and deviation
+    grey = images[:, 0] * 0.1 + 0.4  # each channel is the same grey image, with its own mean and std
     torch.testing.assert_close(images[:, 2] * 0.3 + 0.6, grey)
     stored = Digits().split("validation")[0][: len(images), 0] / 255
     assert (grey.mean((1, 2)) - stored.mean((1, 2))).abs().max() < 5e-3

@@ -10,12 +10,12 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from blocks import random_block
-from bounds import AddressError, checked_addresses
+from helpers.blocks import random_block
+from helpers.bounds import AddressError, checked_addresses
+from helpers.mutants import mutants, put_in_place
+from helpers.support import leaves
 from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
-from mutants import mutants, put_in_place
-from support import leaves
 from triton.runtime.interpreter import interpreter_builder
 from triton.tools.tensor_descriptor import TensorDescriptor
 

@@ -195,7 +195,7 @@ HARDER = {
 
 
 def compiled(launcher, arguments, architecture, tile):
-    from compiling import compile_launches
+    from helpers.compiling import compile_launches
 
     results = compile_launches(launcher, *arguments, architecture=architecture, tile=tile)
     for result in results:

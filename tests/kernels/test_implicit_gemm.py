@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from compiling import DESCRIBED, assert_sound, compile_launches
+from helpers.compiling import DESCRIBED, assert_sound, compile_launches
 
 from lightconv.kernels import implicit_gemm, launch, weight_gradient
 from lightconv.kernels.tiles import Tile, choose, fitting, nearest

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from compiling import assert_neighbours_are_read_at_once, compile_launches
+from helpers.compiling import assert_neighbours_are_read_at_once, compile_launches
 
 from lightconv.analysis.compilation import index_bits
 from lightconv.analysis.machine_code import count

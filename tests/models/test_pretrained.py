@@ -9,7 +9,7 @@ from sklearn.datasets import load_sample_images
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from lightconv.errors import InputError
-from lightconv.models import Preprocessing, Pretrained
+from lightconv.preprocessing import Preprocessing, Pretrained
 
 POOLED = [
     *("densenet121", "efficientnet_b0", "googlenet", "inception_v3", "mnasnet0_5", "mobilenet_v2"),
@@ -72,9 +72,9 @@ def test_installed_weights_name_the_flower_and_the_temple():
     expected = model.preprocessing
     images = torch.stack([torch.from_numpy(p.copy()).permute(2, 0, 1) for p in photographs]) / 255
     images = interpolate(images, scale_factor=0.6, mode="bicubic", antialias=True)[..., 16:240, 80:304]
-    mean, deviation = (torch.tensor(v).view(-1, 1, 1) for v in (expected.mean, expected.deviation))
+    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (expected.mean, expected.std))
     with torch.no_grad():
-        classes = model((images - mean) / deviation).argmax(1)
+        classes = model((images - mean) / std).argmax(1)
     categories = torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"]
     assert [categories[c] for c in classes] == ["palace", "daisy"]
 

@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from support import assert_same, assert_same_gradients, leaves
+from helpers.support import assert_same, assert_same_gradients, leaves
 from torch import nn
 
 import lightconv as lc

@@ -52,7 +52,7 @@ def test_a_cpu_without_the_interpreter_is_served_by_torch():
     code = """
 import torch, lightconv as lc
 x, w = torch.randn(1, 1, 4, 4), torch.randn(1, 1, 3, 3)
-print(lc.operators.backend.refusal(x, w))
+print(lc.operators.backend.tensor_unsupported_reason(x, w))
 with lc.use_backend("triton"):
     assert torch.equal(lc.functional.conv2d(x, w), torch.nn.functional.conv2d(x, w))
 """
@@ -90,8 +90,8 @@ def test_the_operators_load_without_lightning():
 
 def test_sparse_and_mixed_tensors_are_not_for_kernels(kernels):
     dense = torch.ones(1, 1, 4, 4)
-    assert "layout torch.sparse_coo" in backend.refusal(dense, dense.to_sparse())
-    assert "different" in backend.refusal(dense, dense.half())
+    assert "layout torch.sparse_coo" in backend.tensor_unsupported_reason(dense, dense.to_sparse())
+    assert "different" in backend.tensor_unsupported_reason(dense, dense.half())
 
 
 def test_every_rule_applies_to_some_call_and_every_call_has_a_rule():
@@ -118,5 +118,5 @@ def test_auto_asks_for_kernels_on_a_gpu_only():
 def test_meta_tensors_are_served_as_on_a_gpu(kernels, monkeypatch):
     monkeypatch.setattr(backend, "INTERPRETED", False)
     x, w = (torch.empty(s, device="meta") for s in [(2, 3, 8, 8), (4, 3, 3, 3)])
-    assert backend.refusal(x, w) is None
+    assert backend.tensor_unsupported_reason(x, w) is None
     assert lc.functional.conv_block(x, w, pool=2).shape == (2, 4, 3, 3)

@@ -3,9 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from support import (
+from helpers.support import (
     assert_same,
     assert_same_gradients,
     error_of,
@@ -15,6 +13,8 @@ from support import (
     ours_and_torchs,
     with_integers,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import lightconv as lc
 from lightconv.operators import conv2d as operator
@@ -178,7 +178,7 @@ def test_empty_batch(kernels):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex64])
 def test_other_dtypes_go_to_torch(kernels, dtype):
     x, w = torch.randn(1, 2, 5, 5, dtype=dtype), torch.randn(3, 2, 3, 3, dtype=dtype)
-    assert "no kernel" in operator.refusal(x, w, None, Window((1, 1), (0, 0), (1, 1)), 1)
+    assert "no kernel" in operator.operator_unsupported_reason(x, w, None, Window((1, 1), (0, 0), (1, 1)), 1)
     assert_same(lc.functional.conv2d(x, w), F.conv2d(x, w))
 
 

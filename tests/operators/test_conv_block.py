@@ -1,8 +1,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from blocks import check, random_block
-from support import assert_same, assert_same_gradients, leaves
+from helpers.blocks import check, random_block
+from helpers.support import assert_same, assert_same_gradients, leaves
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lightconv as lc
@@ -132,7 +132,7 @@ def test_auto_leaves_the_gradients_that_read_a_written_map_to_cudnn(channels, fu
 def test_what_is_not_fused_says_why(arguments, reason):
     call = {"input": torch.ones(1, 3, 8, 8), "weight": torch.ones(4, 3, 3, 3), "groups": 1, "activation": "relu"}
     call |= {"pool": (2, 2)} | arguments
-    refusal = operator.refusal(
+    refusal = operator.operator_unsupported_reason(
         call["input"], call["weight"], None, Window((1, 1), (1, 1), (1, 1)), *list(call.values())[2:]
     )
     assert reason in refusal

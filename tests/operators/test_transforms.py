@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from support import assert_same
+from helpers.support import assert_same
 from torch import func
 
 import lightconv as lc
@@ -71,8 +71,8 @@ OTHERS = {
 def served(monkeypatch):
     """The choices that were made for a kernel."""
     choices = []
-    real = backend.choice
-    monkeypatch.setattr(backend, "choice", lambda *call: (choices.append(call), real(*call))[1])
+    real = backend.dispatch
+    monkeypatch.setattr(backend, "dispatch", lambda *call: (choices.append(call), real(*call))[1])
     return choices
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from lightconv.analysis.steps import milliseconds
+from lightconv.autotune.timing import milliseconds
 from lightconv.cli.bench.layers import BLOCKS, Contender, Layer, check, sides, timed
 from lightconv.cli.bench.report import Report, circumstances
 from lightconv.errors import InputError

@@ -77,7 +77,7 @@ class PerImage(Dataset[tuple[Tensor, int]]):
     def __init__(self, data: Sized) -> None:
         images, labels = data.split("train")
         self.images, self.labels = images[:].permute(0, 2, 3, 1).numpy(), labels.tolist()
-        self.transform = Compose([ToTensor(), Normalize(data.data.mean, data.data.deviation)])
+        self.transform = Compose([ToTensor(), Normalize(data.data.mean, data.data.std)])
 
     def __len__(self) -> int:
         """Number of images."""

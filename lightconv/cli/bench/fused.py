@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn import Module
 
 from lightconv.analysis.layers import known_network
-from lightconv.analysis.steps import in_turns, milliseconds
+from lightconv.autotune.timing import in_turns, milliseconds
 from lightconv.cli.bench.report import Report, circumstances
 from lightconv.cli.settings import check_whole, formatted, several
-from lightconv.nn.fuse import fuse, unfuse
+from lightconv.surgery.fuse import fuse, unfuse
 
 
 def fused(config: DictConfig) -> Report:

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from lightconv import visualize
 from lightconv.analysis import layers
 from lightconv.analysis.gpus import GPU, named
-from lightconv.analysis.steps import cudnn_at_its_best, milliseconds_on_gpu
+from lightconv.autotune.timing import cudnn_at_its_best, milliseconds_on_gpu
 from lightconv.cli.bench.layers import LAYERS, Contender, Layer, check, sides, timed
 from lightconv.cli.bench.report import Report, circumstances
 from lightconv.errors import InputError

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from lightconv import nn
-from lightconv.analysis.steps import PASSES, by_torch_in_float64, forward_and_backward, integers, medians
+from lightconv.autotune.timing import PASSES, by_torch_in_float64, forward_and_backward, integers, medians
 from lightconv.cli.settings import formatted
 from lightconv.operators.backend import use_backend
 

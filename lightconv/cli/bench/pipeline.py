@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from lightconv.analysis.steps import medians
+from lightconv.autotune.timing import medians
 from lightconv.cli.application import quiet
 from lightconv.cli.bench.epochs import LOADERS, TRAININGS, Sized, device, loading_seconds, training_seconds
 from lightconv.cli.bench.report import Report, circumstances

@@ -6,8 +6,8 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from lightconv.cli.bench import fused
-from lightconv.nn.fuse import fuse
 from lightconv.nn.modules import ConvBlock
+from lightconv.surgery.fuse import fuse
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ class Coloured(ImageData):
     """Ten images of noise in three channels, each normalised by its own figures."""
 
     image_shape = (3, 4, 5)
-    mean, deviation = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
 
     def load(self, stage):
         generator = torch.Generator().manual_seed(0)

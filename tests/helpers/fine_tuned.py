@@ -1,6 +1,6 @@
 """A module with a backbone and a head that knows nothing of callbacks.
 
-``python tuned.py ours|lightning FILE`` trains it in two processes and writes the largest difference between them.
+``python fine_tuned.py ours|lightning FILE`` trains it in two processes and writes the largest difference between them.
 """
 
 import sys

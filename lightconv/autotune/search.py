@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lightconv.analysis.layers import Layer, found
-from lightconv.analysis.steps import (
+from lightconv.autotune.timing import (
     PASSES,
     Run,
     by_torch_in_float64,
@@ -29,10 +29,10 @@ from lightconv.analysis.steps import (
     medians,
     milliseconds_on_gpu,
 )
-from lightconv.analysis.traffic import on_meta
 from lightconv.errors import InputError
-from lightconv.kernels import choices
-from lightconv.operators import backend, tuned
+from lightconv.kernels import autotune
+from lightconv.operators import autotune_file, backend
+from lightconv.operators.meta import on_meta
 
 if backend.TRITON:
     from triton import TritonError
@@ -86,7 +86,7 @@ def tune(model: nn.Module, images: Tensor, rounds: int = 5) -> list[Result]:
     """
     gpu = gpu_of(images.device)
     layers = distinct(found(copy.deepcopy(model).to("meta", images.dtype), on_meta(images)))
-    return [result for layer in layers for result in tune_layer(layer, images.device, tuned.path(gpu), rounds)]
+    return [result for layer in layers for result in tune_layer(layer, images.device, autotune_file.path(gpu), rounds)]
 
 
 def gpu_of(device: torch.device) -> str:
@@ -96,7 +96,9 @@ def gpu_of(device: torch.device) -> str:
         InputError: for another device, with the reason.
     """
     interpreted = backend.TRITON and launch.INTERPRETED
-    reason = "TRITON_INTERPRET is set" if interpreted else backend.refusal(torch.empty(1, device=device))
+    reason = backend.tensor_unsupported_reason(torch.empty(1, device=device))
+    if interpreted:
+        reason = "TRITON_INTERPRET is set"
     if device.type != "cuda" or reason is not None:
         raise InputError(
             f"tune measures kernels on a GPU, and none can be measured here: {reason}. Without it the rules choose "
@@ -116,13 +118,13 @@ def tune_layer(
     """Find the fastest choices for a layer's passes, keep them in a file, and compare them with the rules'."""
     with cudnn_at_its_best(), backend.use_backend("auto"):
         for name, run in PASSES.items():
-            with tuned.locked(file):  # all of it: who shares the GPU would measure what happens here
+            with autotune_file.locked(file):  # all of it: who shares the GPU would measure what happens here
                 contest = Contest(layer, device, run, rounds, clock)
-                known = tuned.read(file)
+                known = autotune_file.read(file)
                 answers = contest.decide(known)
                 if answers != known:
-                    tuned.write(file, answers)
-                times = contest.times({"rule": choices.NONE, "tuned": answers})
+                    autotune_file.write(file, answers)
+                times = contest.times({"rule": autotune.NO_ANSWERS, "tuned": answers})
             changes = tuple(_in_words(asked) for asked in contest.asked(answers) if asked.answer != asked.options[0])
             yield Result(layer.name, layer.sizes, name, times.get("rule", math.nan), times["tuned"], changes)
 
@@ -149,12 +151,12 @@ class Contest:
         self._expected = by_torch_in_float64(run, module, images, cotangent)
         self._step = partial(run, module, images, cotangent)
 
-    def decide(self, answers: choices.Answers) -> choices.Answers:
+    def decide(self, answers: autotune.Answers) -> autotune.Answers:
         """These answers, and those to all other questions that the step then asks."""
         question = next((q for q in self.asked(answers) if q.key not in answers and len(q.options) > 1), None)
         if question is None:
             return answers
-        contenders: list[choices.Answers] = [{**answers, question.key: option} for option in question.options]
+        contenders: list[autotune.Answers] = [{**answers, question.key: option} for option in question.options]
         if isinstance(question.answer, bool):  # who serves: each at its best
             contenders = list(map(self.decide, contenders))
         times = self.times(dict(enumerate(contenders)))
@@ -164,24 +166,24 @@ class Contest:
         gains = bool(times) and times[best] < (1 - _MARGIN) * times[first]
         return self.decide(contenders[best if gains else first])
 
-    def asked(self, answers: choices.Answers) -> list[choices.Asked]:
+    def asked(self, answers: autotune.Answers) -> list[autotune.Question]:
         """What the step asks, given these answers."""
-        with choices.trying(answers), choices.noted() as asked, contextlib.suppress(*_FAILURES):
+        with autotune.override(answers), autotune.record() as asked, contextlib.suppress(*_FAILURES):
             self._step()
         return asked
 
-    def times(self, contenders: Mapping[Name, choices.Answers]) -> dict[Name, float]:
+    def times(self, contenders: Mapping[Name, autotune.Answers]) -> dict[Name, float]:
         """Milliseconds of those contenders that run, and run right."""
         working = {name: partial(self._time, answers) for name, answers in contenders.items() if self._works(answers)}
         return medians(working, self.rounds)
 
-    def _time(self, answers: choices.Answers) -> float:
-        with choices.trying(answers):
+    def _time(self, answers: autotune.Answers) -> float:
+        with autotune.override(answers):
             return self.clock(self._step)
 
-    def _works(self, answers: choices.Answers) -> bool:
+    def _works(self, answers: autotune.Answers) -> bool:
         try:
-            with choices.trying(answers), choices.noted() as asked:
+            with autotune.override(answers), autotune.record() as asked:
                 actual = self._step()
             if any(a.answer is not False for a in asked):  # torch alone is right by definition
                 for a, e in zip(actual, self._expected, strict=True):
@@ -193,7 +195,7 @@ class Contest:
         return True
 
 
-def _in_words(asked: choices.Asked) -> str:
+def _in_words(asked: autotune.Question) -> str:
     what = asked.key[0] if isinstance(asked.answer, bool) else " ".join(asked.key[:2])
     return f"{what}: {_option(asked.answer)} (rule: {_option(asked.options[0])})"
 

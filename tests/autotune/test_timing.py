@@ -2,7 +2,7 @@ import contextlib
 
 import torch
 
-from lightconv.analysis.steps import cudnn_at_its_best, medians
+from lightconv.autotune.timing import cudnn_at_its_best, medians
 
 
 def test_contenders_take_turns():

@@ -17,9 +17,9 @@ import torch
 from torch import fx, nn
 
 from lightconv.nn.modules import Conv2d, MaxPool2d
-from lightconv.nn.swap import class_before
 from lightconv.operators.conv_block import NON_DECREASING
 from lightconv.operators.geometry import pair
+from lightconv.surgery.swap import class_before
 
 CONVOLUTIONS: tuple[type[nn.Conv2d], ...] = (nn.Conv2d, Conv2d)
 POOLINGS: tuple[type[nn.MaxPool2d], ...] = (nn.MaxPool2d, MaxPool2d)
@@ -71,7 +71,7 @@ def activation_of(module: nn.Module) -> str | None:
     return ACTIVATIONS.get(type(module)) if plain else None
 
 
-def pooling_refusal(pooling: nn.MaxPool2d) -> str | None:
+def pooling_unsupported_reason(pooling: nn.MaxPool2d) -> str | None:
     """Why a max-pooling cannot be part of a block, whose windows meet and do not overlap; None if it can."""
     size = pair(pooling.kernel_size)
     if pooling.return_indices:
@@ -159,7 +159,7 @@ def _refusal(module: Any, absorbed: Sequence[nn.Module]) -> str | None:
             return f"{kind} comes after {type(absorbed[-1]).__name__}"
         return f"{kind} keeps no statistics" if module.running_mean is None else None
     if isinstance(module, nn.MaxPool2d):
-        return "a second MaxPool2d" if pooled else pooling_refusal(module)
+        return "a second MaxPool2d" if pooled else pooling_unsupported_reason(module)
     if type(module) not in ACTIVATIONS:
         return None if type(module) is nn.Identity else f"followed by {full_name(type(module))}"
     name = activation_of(module)

@@ -2,13 +2,13 @@ import math
 
 import pytest
 import torch
-from small import layer
+from helpers.small_layers import layer
 from torch import nn
 
 import lightconv as lc
-from lightconv.analysis import tuning
-from lightconv.kernels import choices
-from lightconv.operators import backend, tuned
+from lightconv.autotune import search
+from lightconv.kernels import autotune
+from lightconv.operators import autotune_file, backend
 
 CPU = torch.device("cpu")
 
@@ -28,7 +28,7 @@ def by_answers(cost):
     """A clock that runs a step and adds up what its choices cost."""
 
     def clock(step):
-        with choices.noted() as asked:
+        with autotune.record() as asked:
             step()
         return 10.0 + sum(cost(a) for a in asked)
 
@@ -37,7 +37,7 @@ def by_answers(cost):
 
 def tune(module, shape, file, cost, **options):
     return list(
-        tuning.tune_layer(layer(module, *shape, dtype=torch.float32, **options), CPU, file, 1, by_answers(cost))
+        search.tune_layer(layer(module, *shape, dtype=torch.float32, **options), CPU, file, 1, by_answers(cost))
     )
 
 
@@ -45,11 +45,11 @@ def test_the_faster_side_wins_and_is_kept(everywhere, file):
     results = tune(nn.MaxPool2d(2), (2, 4, 6, 6), file, lambda asked: -5.0 if asked.answer else 0.0)
     assert [(r.step, r.rule, r.tuned) for r in results] == [("forward", 10.0, 5.0), ("forward+backward", 10.0, 5.0)]
     assert results[0].changes == ("max_pool2d: lightconv (rule: torch)",)
-    answers = tuned.read(file)
+    answers = autotune_file.read(file)
     assert len(answers) == 2  # with gradients and without
-    with choices.trying(answers), torch.no_grad():
+    with autotune.override(answers), torch.no_grad():
         image = torch.ones(2, 4, 6, 6).contiguous(memory_format=torch.channels_last)
-        assert lc.operators.max_pool2d.choice(image, (2, 2), _halves(), False, False).kernel
+        assert lc.operators.max_pool2d.dispatch(image, (2, 2), _halves(), False, False).kernel
 
 
 def _halves():
@@ -72,7 +72,7 @@ def test_tiles_are_chosen_where_kernels_win(everywhere, file):
     forward, training = tune(nn.Conv2d(16, 32, 3, bias=False), (2, 16, 6, 6), file, cost)
     words = "\n".join(training.changes)
     assert "conv2d: lightconv (rule: torch)" in words
-    answers = tuned.read(file)
+    answers = autotune_file.read(file)
     parts = {key[:2] for key in answers if key[0] == "implicit GEMM"}
     assert parts == {("implicit GEMM", part) for part in ("forward", "input gradient", "weight gradient")}
     tiles = {key[1]: answer for key, answer in answers.items() if key[:2] == ("implicit GEMM", "forward")}
@@ -82,8 +82,8 @@ def test_tiles_are_chosen_where_kernels_win(everywhere, file):
 
 def test_a_first_layers_images_get_no_gradient(everywhere, file):
     tune(nn.Conv2d(16, 32, 3), (1, 16, 6, 6), file, lambda a: -float(a.answer is True), needs_gradient=False)
-    assert any(key[1] == "weight gradient" for key in tuned.read(file))
-    assert not any(key[1] == "input gradient" for key in tuned.read(file))
+    assert any(key[1] == "weight gradient" for key in autotune_file.read(file))
+    assert not any(key[1] == "input gradient" for key in autotune_file.read(file))
 
 
 def test_a_block_is_compared_with_its_parts_at_their_best(everywhere, file):
@@ -144,10 +144,10 @@ def test_a_rule_that_does_not_run_has_no_time(everywhere, file, monkeypatch):
 
 def test_what_was_found_stays_when_stopped(everywhere, file):
     found = layer(nn.MaxPool2d(2), 2, 4, 6, 6, dtype=torch.float32)
-    results = tuning.tune_layer(found, CPU, file, 1, by_answers(lambda asked: -5.0 if asked.answer else 0.0))
+    results = search.tune_layer(found, CPU, file, 1, by_answers(lambda asked: -5.0 if asked.answer else 0.0))
     next(results)
     results.close()
-    assert len(tuned.read(file)) == 1
+    assert len(autotune_file.read(file)) == 1
     assert torch.backends.cudnn.benchmark is False
 
 
@@ -156,7 +156,7 @@ def test_explain_knows_what_was_measured(everywhere, file, training):
     tune(nn.Conv2d(16, 32, 3, bias=False), (2, 16, 6, 6), file, lambda a: -5.0 if a.answer is True else 0.0)
     model = nn.Sequential(lc.nn.Conv2d(16, 32, 3, bias=False)).to(memory_format=torch.channels_last).train(training)
     images = torch.ones(2, 16, 6, 6, requires_grad=True).contiguous(memory_format=torch.channels_last)
-    with choices.trying(tuned.read(file)):
+    with autotune.override(autotune_file.read(file)):
         (row,) = lc.explain(model, images).rows
     assert "implicit GEMM" in row.served_by
     assert "measured" in row.reason
@@ -167,7 +167,7 @@ def test_explain_knows_what_was_measured(everywhere, file, training):
 def test_layers_called_alike_are_measured_once():
     twice = [layer(nn.Conv2d(4, 4, 3), 1, 4, 6, 6)._replace(name=name) for name in ("first", "second")]
     other = layer(nn.Conv2d(4, 4, 3), 1, 4, 8, 8)
-    assert [found.name for found in tuning.distinct([*twice, other])] == ["first", other.name]
+    assert [found.name for found in search.distinct([*twice, other])] == ["first", other.name]
 
 
 def test_without_a_gpu_it_explains_itself():
@@ -180,11 +180,11 @@ def test_tunes_on_a_gpu(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     images = torch.randn(32, 1, 28, 28, device="cuda")
     model = lc.models.LeNet().cuda()
-    choices.found_in(tuned.stored)
+    autotune.set_source(autotune_file.load)
     results = lc.tune(model, images, rounds=2)
     assert {r.step for r in results} == {"forward", "forward+backward"}
     assert all(r.tuned < 1.1 * r.rule for r in results)
     with lc.use_backend("reference"):
         expected = model(images)
     torch.testing.assert_close(model(images), expected, rtol=1e-3, atol=1e-3)
-    choices.found_in(tuned.stored)
+    autotune.set_source(autotune_file.load)

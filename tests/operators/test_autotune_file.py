@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import lightconv as lc
-from lightconv.kernels import choices
-from lightconv.operators import tuned
+from lightconv.kernels import autotune
+from lightconv.operators import autotune_file
 
 KEY = ("conv2d", ("torch.float32", (1, 2), (2, 1)), None, True)
 
@@ -22,13 +22,13 @@ def file(tmp_path):
 
 def test_what_is_written_is_read(file):
     answers = {KEY: True, ("implicit GEMM", 3): ((64, 32, 32, 4, 3), "pointers", (0, 0))}
-    tuned.write(file, answers)
-    assert tuned.read(file) == answers
+    autotune_file.write(file, answers)
+    assert autotune_file.read(file) == answers
     assert list(file.parent.iterdir()) == [file]
 
 
 def test_nothing_was_stored(tmp_path, recwarn):
-    assert tuned.read(tmp_path / "nowhere.json") == {}
+    assert autotune_file.read(tmp_path / "nowhere.json") == {}
     assert not recwarn.list
 
 
@@ -36,53 +36,53 @@ def test_nothing_was_stored(tmp_path, recwarn):
 def test_a_damaged_file_is_ignored_with_a_warning(file, text):
     file.write_text(text)
     with pytest.warns(UserWarning, match="damaged and ignored"):
-        assert tuned.read(file) == {}
+        assert autotune_file.read(file) == {}
 
 
 def test_each_gpu_and_version_has_a_file(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    file = tuned.path("Some GPU/80GB")
+    file = autotune_file.path("Some GPU/80GB")
     assert file.parent == tmp_path / "lightconv" / "tuned"
     assert "Some-GPU-80GB" in file.name
-    assert file != tuned.path("Other GPU")
+    assert file != autotune_file.path("Other GPU")
     monkeypatch.setattr(torch, "__version__", "9.9.9")
-    assert "torch-9.9.9" in tuned.path("Some GPU/80GB").name
+    assert "torch-9.9.9" in autotune_file.path("Some GPU/80GB").name
 
 
 def test_processes_wait_for_each_other(file):
     code = (
-        "import sys; from pathlib import Path; from lightconv.operators import tuned\n"
+        "import sys; from pathlib import Path; from lightconv.operators import autotune_file\n"
         "file = Path(sys.argv[1])\n"
-        "with tuned.locked(file): tuned.write(file, {**tuned.read(file), ('theirs',): True})"
+        "with autotune_file.locked(file): autotune_file.write(file, {**autotune_file.read(file), ('theirs',): True})"
     )
-    with tuned.locked(file):
+    with autotune_file.locked(file):
         other = subprocess.Popen([sys.executable, "-c", code, str(file)], stderr=subprocess.PIPE, text=True)
         line = other.stderr.readline()
         assert "waiting for another process" in line
         time.sleep(0.1)
         assert other.poll() is None
-        tuned.write(file, {("ours",): False})
+        autotune_file.write(file, {("ours",): False})
     assert other.wait(60) == 0, other.stderr.read()
     other.stderr.close()
-    assert tuned.read(file) == {("ours",): False, ("theirs",): True}
+    assert autotune_file.read(file) == {("ours",): False, ("theirs",): True}
 
 
 def test_a_lock_dies_with_its_process(file):
     code = (
-        "import os, sys; from pathlib import Path; from lightconv.operators import tuned\n"
-        "tuned.locked(Path(sys.argv[1])).__enter__(); os._exit(1)"
+        "import os, sys; from pathlib import Path; from lightconv.operators import autotune_file\n"
+        "autotune_file.locked(Path(sys.argv[1])).__enter__(); os._exit(1)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(file)], check=False, env=dict(os.environ)).returncode == 1
-    with tuned.locked(file):
+    with autotune_file.locked(file):
         pass
 
 
 def test_an_answer_counts_only_while_it_is_an_option():
     image = torch.ones(1)
-    with choices.trying({("a",): 2, ("b",): 9}):
-        assert choices.answer(image, ("a",), (1, 2)) == 2
-        assert choices.answer(image, ("b",), (1, 2)) == 1
-        assert choices.answer(image, ("c",), (1, 2)) == 1
+    with autotune.override({("a",): 2, ("b",): 9}):
+        assert autotune.select(image, ("a",), (1, 2)) == 2
+        assert autotune.select(image, ("b",), (1, 2)) == 1
+        assert autotune.select(image, ("c",), (1, 2)) == 1
 
 
 @pytest.fixture
@@ -94,22 +94,22 @@ def gpu_that_knows(monkeypatch):
         device = torch.device("cuda:0")
 
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
-    choices.found_in(lambda gpu: {("a", gpu): 2})
+    autotune.set_source(lambda gpu: {("a", gpu): 2})
     yield OnGpu()
-    choices.found_in(tuned.stored)
+    autotune.set_source(autotune_file.load)
 
 
 def test_answers_are_looked_up_for_the_gpu_that_holds_the_tensor(gpu_that_knows):
-    assert choices.applies(gpu_that_knows)
-    assert choices.answer(gpu_that_knows, ("a", "GPU 0"), (1, 2)) == 2
-    assert choices.answer(gpu_that_knows, ("a", "GPU 1"), (1, 2)) == 1
-    assert not choices.applies(torch.ones(1))
+    assert autotune.is_enabled(gpu_that_knows)
+    assert autotune.select(gpu_that_knows, ("a", "GPU 0"), (1, 2)) == 2
+    assert autotune.select(gpu_that_knows, ("a", "GPU 1"), (1, 2)) == 1
+    assert not autotune.is_enabled(torch.ones(1))
 
 
 def test_no_answer_counts_where_results_must_not_depend_on_measurements(gpu_that_knows, monkeypatch):
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
-    assert not choices.applies(gpu_that_knows)
-    assert choices.answers_for(gpu_that_knows) == {}
+    assert not autotune.is_enabled(gpu_that_knows)
+    assert autotune.measured_for(gpu_that_knows) == {}
 
 
 def test_who_serves_follows_what_was_measured():
@@ -117,18 +117,18 @@ def test_who_serves_follows_what_was_measured():
     image, weight = torch.ones(1, 1, 8, 8), torch.ones(1, 1, 3, 3, requires_grad=True)
 
     def served():
-        with choices.noted() as asked:
-            chosen = lc.operators.backend.choice(call, (image, weight, None), (1, 1))
+        with autotune.record() as asked:
+            chosen = lc.operators.backend.dispatch(call, (image, weight, None), (1, 1))
         return chosen, asked
 
-    with choices.trying({}):
+    with autotune.override({}):
         rule, (question,) = served()
         with torch.no_grad():
             _, (without_gradients,) = served()
     assert not rule.kernel
     assert question.options == (False, True)
     assert question.key != without_gradients.key
-    with choices.trying({question.key: True}):
+    with autotune.override({question.key: True}):
         measured, _ = served()
         assert measured.kernel
         assert "measured" in measured.reason
@@ -140,7 +140,7 @@ def test_who_serves_follows_what_was_measured():
 def test_choices_are_looked_up_under_vmap_too(monkeypatch):
     monkeypatch.setattr(lc.operators.backend, "wants_kernels", lambda device: True)
     images, weight = torch.ones(3, 2, 4, 6, 6), torch.ones(2, 4, 3, 3)
-    with choices.trying({}), choices.noted() as asked:
+    with autotune.override({}), autotune.record() as asked:
         actual = torch.func.vmap(lambda x: lc.functional.conv2d(x, weight))(images)
     assert asked[0].key[0] == "conv2d"
     torch.testing.assert_close(actual, torch.full((3, 2, 2, 4, 4), 36.0))

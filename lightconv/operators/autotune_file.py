@@ -3,7 +3,6 @@
 They lie in the user's cache directory, which XDG_CACHE_HOME moves.
 """
 
-import importlib
 import json
 import logging
 import os
@@ -17,16 +16,16 @@ from typing import Any
 import torch
 from platformdirs import user_cache_path
 
-from lightconv.kernels import choices
-from lightconv.kernels.choices import NONE, Answers
+from lightconv._version import __version__
+from lightconv.kernels import autotune
+from lightconv.kernels.autotune import NO_ANSWERS, Answers
 
 
 def path(gpu: str) -> Path:
     """The file of a GPU's name and of the versions that are installed."""
     import triton  # noqa: PLC0415  not installed everywhere
 
-    ours = importlib.import_module("lightconv").__version__
-    name = f"{gpu} torch {torch.__version__} triton {triton.__version__} lightconv {ours}"
+    name = f"{gpu} torch {torch.__version__} triton {triton.__version__} lightconv {__version__}"
     return user_cache_path("lightconv", appauthor=False) / "tuned" / f"{re.sub(r'[^A-Za-z0-9.]+', '-', name)}.json"
 
 
@@ -36,10 +35,10 @@ def read(file: Path) -> Answers:
         rows = json.loads(file.read_text())
         return {_as_tuples(row["question"]): _as_tuples(row["answer"]) for row in rows}
     except FileNotFoundError:
-        return NONE
+        return NO_ANSWERS
     except (OSError, ValueError, KeyError, TypeError) as error:
         warnings.warn(f"{file} is damaged and ignored ({error!r}): run lightconv tune again", stacklevel=2)
-        return NONE
+        return NO_ANSWERS
 
 
 def write(file: Path, answers: Answers) -> None:
@@ -48,7 +47,7 @@ def write(file: Path, answers: Answers) -> None:
     written = file.with_suffix(".new")
     written.write_text("[\n" + ",\n".join(rows) + "\n]\n")
     os.replace(written, file)
-    choices.found_in(stored)
+    autotune.set_source(load)
 
 
 @contextmanager
@@ -73,6 +72,6 @@ def _as_tuples(value: Any) -> Any:
     return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
-def stored(gpu: str) -> Answers:
+def load(gpu: str) -> Answers:
     """The answers for a kind of GPU."""
     return read(path(gpu))

@@ -6,7 +6,7 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from support import laid_out
+from helpers.support import laid_out
 from torch import Tensor
 
 import lightconv as lc
@@ -99,7 +99,7 @@ def check(block: Block) -> bool:
     cotangent = torch.randint(-2, 3, expected.shape).to(expected.dtype)
     with lc.use_backend("triton"), mock.patch.object(launch, "INTERPRETED_AS", block.architecture):
         window = lc.operators.geometry.Window(*block[3:6])
-        assert operator.refusal(*tensors, window, *block[6:9]) is None or depthwise(block)
+        assert operator.operator_unsupported_reason(*tensors, window, *block[6:9]) is None or depthwise(block)
         actual = lc.functional.conv_block(*tensors, *block[3:9])
         gradients = torch.autograd.grad(actual, needed, cotangent)
     assert_close(actual, expected, exactly=block.activation in EXACT)

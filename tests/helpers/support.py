@@ -91,6 +91,6 @@ def ours_and_torchs(name: str, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
 
 def blocks(heading: str, language: str) -> list[str]:
     """The code of one language in a section of README."""
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
     section = readme.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
     return re.findall(rf"^```{language}\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)

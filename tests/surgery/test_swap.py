@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from support import assert_same
+from helpers.support import assert_same
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.utils import parametrizations, parametrize, prune

@@ -10,9 +10,9 @@ class Preprocessing:
     Attributes:
         image_size: height and width in pixels.
         mean: of each channel, for pixels in 0..1; grey images are repeated for as many channels as are given.
-        deviation: standard deviation of each channel, likewise.
+        std: standard deviation of each channel, likewise.
     """
 
     image_size: int
     mean: tuple[float, ...]
-    deviation: tuple[float, ...]
+    std: tuple[float, ...]

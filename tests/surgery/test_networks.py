@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from narrow import narrow
+from helpers.narrow import narrow
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.convnext import CNBlockConfig

@@ -6,18 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import assert_same
+from helpers.support import assert_same
+from helpers.zoo import NETWORKS, TORCHVISION, build, row
 from timm.layers import BatchNormAct2d
 from timm.layers.norm_act import FrozenBatchNormAct2d
 from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import FrozenBatchNorm2d
-from zoo import NETWORKS, TORCHVISION, build, row
 
 import lightconv as lc
 from lightconv.analysis.layers import found
 from lightconv.errors import InputError
-from lightconv.nn.fuse import FusedConv2d
+from lightconv.surgery.fuse import FusedConv2d
 
 ACTIVATIONS = [nn.ReLU(), nn.ReLU(inplace=True), nn.LeakyReLU(), nn.Tanh(), nn.Sigmoid(), nn.GELU(), nn.SiLU()]
 TABLE = Path(__file__).parents[2] / "docs" / "fused.md"
@@ -26,7 +26,7 @@ TABLE = Path(__file__).parents[2] / "docs" / "fused.md"
 @pytest.fixture(autouse=True)
 def small_maps_pay(monkeypatch):
     """Let small maps decide as large ones do."""
-    monkeypatch.setattr("lightconv.nn.fuse._FOLDING", 0)
+    monkeypatch.setattr("lightconv.surgery.fuse._FOLDING", 0)
 
 
 def conv(**options):

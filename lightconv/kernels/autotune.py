@@ -20,10 +20,10 @@ Key = tuple[Any, ...]  # of strings, numbers, None, and tuples of them
 Answers = Mapping[Key, Any]
 Option = TypeVar("Option")
 
-NONE: Answers = {}
+NO_ANSWERS: Answers = {}
 
 
-class Asked(NamedTuple):
+class Question(NamedTuple):
     """A question, and the option that was taken."""
 
     key: Key
@@ -32,15 +32,15 @@ class Asked(NamedTuple):
 
 
 def _nothing(gpu: str) -> Answers:
-    return NONE
+    return NO_ANSWERS
 
 
 _source: Callable[[str], Answers] = _nothing
 _tried: Answers | None = None  # in place of the source's
-_noted: list[Asked] | None = None
+_noted: list[Question] | None = None
 
 
-def applies(like: Tensor) -> bool:
+def is_enabled(like: Tensor) -> bool:
     """Whether there may be an answer for a call on this tensor: the quick way out for everybody else."""
     if torch.compiler.is_compiling():
         return False
@@ -49,23 +49,23 @@ def applies(like: Tensor) -> bool:
     return like.is_cuda and not torch.are_deterministic_algorithms_enabled() and bool(_of_gpu(like.device.index))
 
 
-def answer(like: Tensor, key: Key, options: tuple[Option, ...]) -> Option:
+def select(like: Tensor, key: Key, options: tuple[Option, ...]) -> Option:
     """The option that was measured to be the fastest; the first where none was."""
-    known = answers_for(like).get(key)
+    known = measured_for(like).get(key)
     chosen = next((option for option in options if option == known), options[0])
     if _noted is not None:
-        _noted.append(Asked(key, options, chosen))
+        _noted.append(Question(key, options, chosen))
     return chosen
 
 
-def answers_for(like: Tensor) -> Answers:
+def measured_for(like: Tensor) -> Answers:
     """The answers that hold for calls on the device of a tensor."""
     if _tried is not None:
         return _tried
-    return _of_gpu(like.device.index) if applies(like) else NONE
+    return _of_gpu(like.device.index) if is_enabled(like) else NO_ANSWERS
 
 
-def described(tensor: Tensor | None) -> Key | None:
+def tensor_key(tensor: Tensor | None) -> Key | None:
     """A tensor as part of a key: dtype, sizes and strides."""
     if tensor is None:
         return None
@@ -73,7 +73,7 @@ def described(tensor: Tensor | None) -> Key | None:
     return str(tensor.dtype), tuple(tensor.shape), tuple(strides)
 
 
-def found_in(source: Callable[[str], Answers]) -> None:
+def set_source(source: Callable[[str], Answers]) -> None:
     """Look answers up in a source, by a GPU's name, from now on."""
     global _source  # noqa: PLW0603
     _source = source
@@ -86,7 +86,7 @@ def _of_gpu(index: int) -> Answers:
 
 
 @contextmanager
-def trying(answers: Answers) -> Iterator[None]:
+def override(answers: Answers) -> Iterator[None]:
     """Let these answers hold, and no others, inside a ``with`` block, on any device."""
     global _tried  # noqa: PLW0603
     previous, _tried = _tried, answers
@@ -97,7 +97,7 @@ def trying(answers: Answers) -> Iterator[None]:
 
 
 @contextmanager
-def noted() -> Iterator[list[Asked]]:
+def record() -> Iterator[list[Question]]:
     """Collect what is asked inside a ``with`` block."""
     global _noted  # noqa: PLW0603
     previous, _noted = _noted, []

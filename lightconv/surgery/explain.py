@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from lightconv.analysis.traffic import on_meta
 from lightconv.errors import InputError
-from lightconv.kernels import choices
+from lightconv.kernels import autotune
 from lightconv.nn import Conv2d, ConvBlock, MaxPool2d
-from lightconv.nn.fuse import acts_as
-from lightconv.nn.swap import refusal as swap_refusal
 from lightconv.operators import backend, conv2d, conv_block, max_pool2d
 from lightconv.operators.geometry import Window, convolution_window, output_sizes, pair, pooling_window
+from lightconv.operators.meta import on_meta
+from lightconv.surgery.fuse import acts_as
+from lightconv.surgery.swap import layer_unsupported_reason
 
 if backend.TRITON:
     import triton.language as tl
@@ -87,16 +87,16 @@ def explain(model: nn.Module, *inputs: Any, architecture: str | None = None, **n
         InputError: for an architecture that has no tiles.
     """
     tensors = [t for t in tree_leaves((inputs, named)) if isinstance(t, Tensor)]
-    refusal, measured = None, choices.NONE
+    refusal, measured = None, autotune.NO_ANSWERS
     if architecture is None:
         refusal = _device_refusal(*tensors[:1])
-        measured = choices.answers_for(tensors[0]) if refusal is None else choices.NONE
+        measured = autotune.measured_for(tensors[0]) if refusal is None else autotune.NO_ANSWERS
         architecture = launch.architecture(tensors[0]) if refusal is None else ""
     elif not backend.TRITON:
         refusal = "Triton is not installed"
     elif architecture not in tiles.ARCHITECTURES:
         raise InputError(f"no tiles for architecture {architecture!r}: choose one of {', '.join(tiles.ARCHITECTURES)}")
-    with choices.trying(measured), torch.set_grad_enabled(model.training):
+    with autotune.override(measured), torch.set_grad_enabled(model.training):
         calls = _calls(model, inputs, named)
         rows = [_row(name, module, images, refusal, architecture) for name, module, images in calls]
     return Explanation(tuple(rows), architecture)
@@ -106,7 +106,7 @@ def _device_refusal(images: Tensor | None = None) -> str | None:
     """Why no kernel serves where the images are; None if one may."""
     if images is None:
         return "no tensor to tell the device from"
-    refusal = backend.refusal(images)
+    refusal = backend.tensor_unsupported_reason(images)
     if refusal is None and images.device.type == "cpu" and not backend.wants_kernels("cpu"):
         return "on this device the backend asks for no kernels"
     return refusal
@@ -139,7 +139,7 @@ def _row(name: str, module: nn.Module, input: Tensor, refusal: str | None, archi
     acts = acts_as(module, input)
     kind = acts.__name__
     if refusal is not None or not issubclass(acts, Conv2d | MaxPool2d):
-        reason = refusal or swap_refusal(module) or "a layer of torch.nn: lightconv.swap changes it"
+        reason = refusal or layer_unsupported_reason(module) or "a layer of torch.nn: lightconv.swap changes it"
         return Row(name, kind, "torch", "", reason)
     images = input.unsqueeze(0) if input.dim() == 3 else input
     if isinstance(module, MaxPool2d):
@@ -161,12 +161,12 @@ def _convolution(module: Conv2d, images: Tensor, architecture: str) -> tuple[str
         pool = pair(module.pool)
         if pool is None:
             return "torch", "", "unusual arguments"
-        whole = conv_block.choice(images, weight, bias, window, module.groups, module.activation, pool)
+        whole = conv_block.dispatch(images, weight, bias, window, module.groups, module.activation, pool)
         if whole.kernel:
             tile, loader = _gemm(images, weight, window, module.groups, pool, architecture)
             return f"fused implicit GEMM, {loader}", tile, whole.reason
         composed = f"composed ({whole.reason}); convolution: "
-    chosen = conv2d.choice(images, weight, bias, window, module.groups)
+    chosen = conv2d.dispatch(images, weight, bias, window, module.groups)
     if not chosen.kernel:
         return "torch", "", composed + chosen.reason
     algorithm = conv2d.algorithm(tuple(weight.shape), window, module.groups, images)
@@ -197,5 +197,5 @@ def _max_pool2d(module: MaxPool2d, images: Tensor) -> tuple[str, str, str]:
     call = pooling_window(module.kernel_size, module.stride, module.padding, module.dilation)
     if call is None:
         return "torch", "", "unusual arguments"
-    chosen = max_pool2d.choice(images, *call, module.ceil_mode, module.return_indices)
+    chosen = max_pool2d.dispatch(images, *call, module.ceil_mode, module.return_indices)
     return "gathering" if chosen.kernel else "torch", "", chosen.reason

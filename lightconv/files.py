@@ -1,0 +1,45 @@
+"""Files that must never be half written: write beside the target, flush to the disk, then rename."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path`` and rename it to ``path`` when the block ends without an error.
+
+    The temporary file lies in the same directory, so the rename is atomic: readers see the old content or the new
+    content. After an error the temporary file is removed and ``path`` is unchanged.
+
+    Args:
+        path: target file; its directory must exist.
+    """
+    path = Path(path)
+    with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".new", delete=False) as file:
+        fresh = Path(file.name)
+    try:
+        yield fresh
+        _flush(fresh)
+        fresh.replace(path)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
+    _flush(path.parent)
+
+
+def write_text(path: str | Path, content: str) -> None:
+    """Replace a file's text atomically."""
+    with replacing(path) as fresh:
+        fresh.write_text(content)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file's content, or a directory's entries, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
