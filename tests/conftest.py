@@ -19,6 +19,7 @@ def pytest_configure(config: pytest.Config) -> None:
     from jaxtyping import install_import_hook
 
     install_import_hook(["lightconv.data", "lightconv.models", "lightconv.tasks"], "helpers.support.checked")
+    import helpers.support  # noqa: F401  the hook looks the checker up, and does not import it
 
     if os.environ.get("TRITON_INTERPRET"):
         quicken_the_interpreter()
