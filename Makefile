@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 CASES ?= 20000
 
-.PHONY: train test lint fuzz compile-all gpu clean help
+.PHONY: train test lint style fuzz compile-all gpu clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/'
@@ -16,10 +16,14 @@ test: $(VENV)/.installed-dev  ## run all tests, offline, without a GPU
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m "compile and not every_tile"
 
-lint: $(VENV)/.installed-dev  ## ruff and mypy
+lint: $(VENV)/.installed-dev  ## ruff, mypy, and the measure of prose and density
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(PYTHON) tools/style.py --check lightconv lightconv_autoload.py
+
+style:  ## measure prose and density, and show the hardest sentences
+	$(PYTHON) tools/style.py --worst 10 lightconv lightconv_autoload.py
 
 fuzz: $(VENV)/.installed-dev  ## check CASES random convolution blocks in Triton's interpreter
 	$(BIN)/python -W ignore tests/fuzz.py --cases $(CASES)

@@ -6,7 +6,7 @@ import sys
 
 import lightning as L
 import pytest
-from helpers.support import blocks
+from helpers.pages import page_blocks
 
 import lightconv_autoload
 from lightconv.errors import InputError
@@ -46,9 +46,9 @@ print("lightconv::conv2d" in {event.key for event in profile.key_averages()})
 
 
 def run(installed, script, variable):
-    """README's command, with the kernels interpreted wherever they are asked for."""
+    """The documented command, with the kernels interpreted wherever they are asked for."""
     (installed / "their_script.py").write_text(script)
-    (command,) = blocks("Plug into any Lightning module", "sh")
+    command = next(block for block in page_blocks("docs/plug_in.md", "sh") if "LIGHTCONV=1" in block)
     environment = {
         "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}",
         "PYTHONPATH": str(installed),

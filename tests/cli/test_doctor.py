@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from data.test_sets import write_idx_folder
+from helpers.idx_files import write_idx_folder
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lightconv.cli import doctor, installation

@@ -1,33 +1,15 @@
-import gzip
 import hashlib
 import pickle
-import struct
 
 import numpy as np
 import pytest
 import torch
 import torchvision
+from helpers.idx_files import idx, write_idx_folder
 
 from lightconv.data import CIFAR10, MNIST, Digits, FashionMNIST
 from lightconv.errors import InputError
 from lightconv.preprocessing import Preprocessing
-
-
-def idx(array: np.ndarray) -> bytes:
-    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
-
-
-def write_idx_folder(folder, gzipped=False, train=200, test=50):
-    folder.mkdir(parents=True, exist_ok=True)
-    random = np.random.default_rng(0)
-    for part, count in (("train", train), ("t10k", test)):
-        images = random.integers(0, 256, (count, 28, 28), dtype=np.uint8)
-        labels = (np.arange(count) % 10).astype(np.uint8)
-        for name, array in ((f"{part}-images-idx3-ubyte", images), (f"{part}-labels-idx1-ubyte", labels)):
-            content = idx(array)
-            path = folder / (f"{name}.gz" if gzipped else name)
-            path.write_bytes(gzip.compress(content) if gzipped else content)
-    return folder
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """What several tests share: PyTorch's own samples, and what it means to equal torch."""
 
-import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -87,10 +85,3 @@ def ours_and_torchs(name: str, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
     with lc.use_backend("triton"):
         ours = getattr(lc.functional, name)(*args, **kwargs)
     return ours, getattr(torch.nn.functional, name)(*args, **kwargs)
-
-
-def blocks(heading: str, language: str) -> list[str]:
-    """The code of one language in a section of README."""
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    section = readme.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
-    return re.findall(rf"^```{language}\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
