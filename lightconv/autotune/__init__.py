@@ -1,4 +1,4 @@
-"""Measure on a GPU which kernel, and which tile, serves each layer fastest."""
+"""Measure on a GPU: the fastest kernel and tile for each layer."""
 
 from lightconv.autotune.search import tune
 

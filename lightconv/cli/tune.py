@@ -1,4 +1,4 @@
-"""lightconv tune: measure on this GPU what "auto" is to choose for a network's layers."""
+"""lightconv tune: measure on this GPU the fastest kernels and tiles for a network's layers; "auto" then uses them."""
 
 from typing import Any
 
@@ -13,41 +13,48 @@ from lightconv.cli.settings import check_whole, formatted, several
 from lightconv.operators import autotune_file
 
 _NOTE = """\
-rule, tuned: by lightconv's rules and tables, and as found to be the fastest; torch is measured with
-torch.backends.cudnn.benchmark = True, which "auto" does not set: set it in your program, too
+rule: with the choices of lightconv's rules and tables; measured: with the fastest choices. torch is measured with
+torch.backends.cudnn.benchmark = True. "auto" does not set it: set it in your program, too
 """
 
 
 def tune(config: DictConfig) -> None:
-    """Measure layers, keep what is fastest, and print it.
+    """Measure layers, store the fastest choices, and print times and choices.
+
+    Args:
+        config: settings of conf/tune.yaml.
 
     Raises:
-        InputError: for unknown settings, or without a GPU for kernels.
+        InputError: If a setting is invalid, or there is no GPU for kernels.
     """
-    wanted = formatted(config)
+    options = formatted(config)
     check_whole(config, "batch_size")
     check_whole(config, "rounds")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    gpu = search.gpu_of(device)
+    gpu = search.gpu_name(device)
     file = autotune_file.path(gpu)
     results: list[search.Result] = []
     for network in several(config.layers):
-        layers = search.distinct(layers_of(network, config.batch_size, **wanted))
+        layers = search.distinct(layers_of(network, config.batch_size, **options))
         for layer in track(layers, f"measuring {network}", console=tables.console):
             results += search.tune_layer(layer, device, file, config.rounds)
-    title = f"{gpu}, {config.batch_size} images, {config.dtype}"
-    tables.show_rows(f"{title}, milliseconds", [_row(result) for result in results], dense=True)
+    _show(f"{gpu}, {config.batch_size} images, {config.dtype}", results)
+    print(f"stored in {file}")
+
+
+def _show(title: str, results: list[search.Result]) -> None:
+    rows: list[dict[str, Any]] = []
+    changes: list[tuple[str, ...]] = []
+    for result in results:
+        row = {
+            "layer": f"{result.layer}\n{result.sizes}",
+            "pass": result.step,
+            "rule": result.rule,
+            "measured": result.measured,
+            "gain": result.rule / result.measured,
+        }
+        rows.append(row)
+        changes += [(f"{result.layer}, {result.step}", change) for change in result.changes]
+    tables.show_rows(f"{title}, milliseconds", rows, dense=True)
     print(_NOTE)
-    changes = [(f"{r.layer}, {r.step}", change) for r in results for change in r.changes]
-    tables.show_facts("In place of the rules' choices", changes or [("nothing",)])
-    print(f"kept in {file}")
-
-
-def _row(result: search.Result) -> dict[str, Any]:
-    return {
-        "layer": f"{result.layer}\n{result.sizes}",
-        "pass": result.step,
-        "rule": result.rule,
-        "tuned": result.tuned,
-        "gain": result.rule / result.tuned,
-    }
+    tables.show_facts("Changes to the rules' choices", changes or [("none",)])

@@ -1,107 +1,141 @@
-"""Choices that may be measured: who serves a call, and by which tile.
+"""Measurable decisions: lightconv's kernel or torch, and the tile of a kernel.
 
-A choice is a question: a key, which holds all that it depends on, and its options, of which the first is the rule's.
-Answers are what ``lightconv tune`` measured on a kind of GPU; one that is no longer among the options is passed over.
+A decision is a question with a key and options. The key holds everything the decision depends on. The first option is
+the choice of the rules and tables. ``lightconv tune`` measures the options on a GPU and stores the fastest as the
+answer for GPUs of the same name. A stored answer is ignored if it is no longer among the options.
 
-Where results are to be the same everywhere, they cannot depend on what was measured somewhere: under
-torch.use_deterministic_algorithms no answer is looked up. Nor is one while torch.compile traces, which fuses what
-surrounds a layer and chooses for itself; tiles within lightconv's operators are chosen when those run.
+Stored answers are not used in two cases:
+
+- Under torch.use_deterministic_algorithms: results must be the same on every machine, and a measurement is not.
+- While torch.compile traces: it fuses a layer with its surroundings and chooses by itself. Tiles are still looked up
+  when lightconv's operators run.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-Key = tuple[Any, ...]  # of strings, numbers, None, and tuples of them
+Key = tuple[Any, ...]  # strings, numbers, None, and tuples of them
 Answers = Mapping[Key, Any]
+Source = Callable[[str], Answers]  # a GPU's name -> its stored answers
 Option = TypeVar("Option")
 
 NO_ANSWERS: Answers = {}
 
 
 class Question(NamedTuple):
-    """A question, and the option that was taken."""
+    """A decision and its outcome.
+
+    Attributes:
+        key: everything the decision depends on.
+        options: possible outcomes; the first is the rule's.
+        answer: option in use.
+    """
 
     key: Key
     options: tuple[Any, ...]
     answer: Any
 
 
-def _nothing(gpu: str) -> Answers:
+def _no_source(gpu: str) -> Answers:
     return NO_ANSWERS
 
 
-_source: Callable[[str], Answers] = _nothing
-_tried: Answers | None = None  # in place of the source's
-_noted: list[Question] | None = None
+@dataclass
+class _State:
+    """Settings of the whole process, like torch.backends: backward passes run in threads of their own."""
+
+    source: Source = _no_source
+    override: Answers | None = None  # replaces the source's answers
+    record: list[Question] | None = None
+
+
+_state = _State()
 
 
 def is_enabled(like: Tensor) -> bool:
-    """Whether there may be an answer for a call on this tensor: the quick way out for everybody else."""
+    """Return True if there may be an answer for a call on this tensor.
+
+    Callers ask this first, because it is cheaper than building a key.
+    """
     if torch.compiler.is_compiling():
         return False
-    if _tried is not None:
+    if _state.override is not None:
         return True
-    return like.is_cuda and not torch.are_deterministic_algorithms_enabled() and bool(_of_gpu(like.device.index))
+    if not like.is_cuda or torch.are_deterministic_algorithms_enabled():
+        return False
+    return bool(_gpu_answers(like.device.index))
 
 
 def select(like: Tensor, key: Key, options: tuple[Option, ...]) -> Option:
-    """The option that was measured to be the fastest; the first where none was."""
-    known = measured_for(like).get(key)
-    chosen = next((option for option in options if option == known), options[0])
-    if _noted is not None:
-        _noted.append(Question(key, options, chosen))
-    return chosen
+    """Return the option measured to be the fastest, or the first one if none was measured.
+
+    Args:
+        like: tensor on the device of the call.
+        key: everything the decision depends on.
+        options: possible outcomes; the first is the rule's.
+    """
+    answer = answers_for(like).get(key)
+    selected = options[0]
+    # take our own option, not the equal answer: answers come from a file as plain tuples
+    for option in options:
+        if option == answer:
+            selected = option
+            break
+    if _state.record is not None:
+        _state.record.append(Question(key, options, selected))
+    return selected
 
 
-def measured_for(like: Tensor) -> Answers:
-    """The answers that hold for calls on the device of a tensor."""
-    if _tried is not None:
-        return _tried
-    return _of_gpu(like.device.index) if is_enabled(like) else NO_ANSWERS
+def answers_for(like: Tensor) -> Answers:
+    """Return the answers in use on the device of a tensor."""
+    if _state.override is not None:
+        return _state.override
+    return _gpu_answers(like.device.index) if is_enabled(like) else NO_ANSWERS
 
 
 def tensor_key(tensor: Tensor | None) -> Key | None:
-    """A tensor as part of a key: dtype, sizes and strides."""
+    """Return a tensor's part of a key: dtype, sizes and strides. The stride of a side of length 1 counts as 0."""
     if tensor is None:
         return None
     strides = (stride if size > 1 else 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return str(tensor.dtype), tuple(tensor.shape), tuple(strides)
 
 
-def set_source(source: Callable[[str], Answers]) -> None:
-    """Look answers up in a source, by a GPU's name, from now on."""
-    global _source  # noqa: PLW0603
-    _source = source
-    _of_gpu.cache_clear()
+def set_source(source: Source) -> None:
+    """Read stored answers by this function from now on, and forget those read before."""
+    _state.source = source
+    _gpu_answers.cache_clear()
 
 
 @cache
-def _of_gpu(index: int) -> Answers:
-    return _source(torch.cuda.get_device_name(index))
+def _gpu_answers(index: int) -> Answers:
+    return _state.source(torch.cuda.get_device_name(index))
 
 
 @contextmanager
 def override(answers: Answers) -> Iterator[None]:
-    """Let these answers hold, and no others, inside a ``with`` block, on any device."""
-    global _tried  # noqa: PLW0603
-    previous, _tried = _tried, answers
+    """Use these answers, and no others, on every device inside a ``with`` block."""
+    previous = _state.override
+    _state.override = answers
     try:
         yield
     finally:
-        _tried = previous
+        _state.override = previous
 
 
 @contextmanager
 def record() -> Iterator[list[Question]]:
-    """Collect what is asked inside a ``with`` block."""
-    global _noted  # noqa: PLW0603
-    previous, _noted = _noted, []
+    """Collect the questions asked inside a ``with`` block."""
+    previous = _state.record
+    questions: list[Question] = []
+    _state.record = questions
     try:
-        yield _noted
+        yield questions
     finally:
-        _noted = previous
+        _state.record = previous

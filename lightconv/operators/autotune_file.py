@@ -1,11 +1,14 @@
-"""The files in which ``lightconv tune`` keeps what it measured: one a GPU name and versions of what runs on it.
+"""Files of ``lightconv tune`` with measured answers: one per GPU name and versions of torch, Triton and lightconv.
 
-They lie in the user's cache directory, which XDG_CACHE_HOME moves.
+They lie in the user's cache directory. The environment variable XDG_CACHE_HOME moves it.
+
+A file is a JSON list with one row per question::
+
+    {"question": KEY, "answer": OPTION}         # JSON has no tuples: lists are read as tuples
 """
 
 import json
 import logging
-import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -17,20 +20,27 @@ import torch
 from platformdirs import user_cache_path
 
 from lightconv._version import __version__
+from lightconv.files import write_text
 from lightconv.kernels import autotune
 from lightconv.kernels.autotune import NO_ANSWERS, Answers
 
 
 def path(gpu: str) -> Path:
-    """The file of a GPU's name and of the versions that are installed."""
+    """Return the path for a GPU's name and the installed versions."""
     import triton  # noqa: PLC0415  not installed everywhere
 
     name = f"{gpu} torch {torch.__version__} triton {triton.__version__} lightconv {__version__}"
-    return user_cache_path("lightconv", appauthor=False) / "tuned" / f"{re.sub(r'[^A-Za-z0-9.]+', '-', name)}.json"
+    file_name = re.sub(r"[^A-Za-z0-9.]+", "-", name) + ".json"
+    return user_cache_path("lightconv", appauthor=False) / "tuned" / file_name
+
+
+def load(gpu: str) -> Answers:
+    """Return the answers stored for a GPU's name."""
+    return read(path(gpu))
 
 
 def read(file: Path) -> Answers:
-    """Read answers; none, with a warning, from a damaged file."""
+    """Return the answers in a file. A missing file has none. A damaged file has none and causes a warning."""
     try:
         rows = json.loads(file.read_text())
         return {_as_tuples(row["question"]): _as_tuples(row["answer"]) for row in rows}
@@ -42,18 +52,19 @@ def read(file: Path) -> Answers:
 
 
 def write(file: Path, answers: Answers) -> None:
-    """Replace a file's answers, at once for all who read it; hold its lock."""
+    """Replace a file's answers and let calls in this process use them.
+
+    The caller must hold the file's lock, see `locked`.
+    """
     rows = [json.dumps({"question": key, "answer": answer}) for key, answer in answers.items()]
-    written = file.with_suffix(".new")
-    written.write_text("[\n" + ",\n".join(rows) + "\n]\n")
-    os.replace(written, file)
+    write_text(file, "[\n" + ",\n".join(rows) + "\n]\n")
     autotune.set_source(load)
 
 
 @contextmanager
 def locked(file: Path) -> Iterator[None]:
-    """Keep other processes that tune the same kind of GPU, such as the ranks of a DDP job, out of a ``with`` block."""
-    from filelock import FileLock, Timeout  # noqa: PLC0415  who only reads answers need not load it
+    """Let one process at a time measure for a file, for example one rank of a DDP job."""
+    from filelock import FileLock, Timeout  # noqa: PLC0415  not needed to read answers
 
     file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(file.with_suffix(".lock"))
@@ -70,8 +81,3 @@ def locked(file: Path) -> Iterator[None]:
 
 def _as_tuples(value: Any) -> Any:
     return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
-
-
-def load(gpu: str) -> Answers:
-    """The answers for a kind of GPU."""
-    return read(path(gpu))

@@ -90,7 +90,7 @@ def explain(model: nn.Module, *inputs: Any, architecture: str | None = None, **n
     refusal, measured = None, autotune.NO_ANSWERS
     if architecture is None:
         refusal = _device_refusal(*tensors[:1])
-        measured = autotune.measured_for(tensors[0]) if refusal is None else autotune.NO_ANSWERS
+        measured = autotune.answers_for(tensors[0]) if refusal is None else autotune.NO_ANSWERS
         architecture = launch.architecture(tensors[0]) if refusal is None else ""
     elif not backend.TRITON:
         refusal = "Triton is not installed"

@@ -15,31 +15,38 @@ KEY = ("conv2d", ("torch.float32", (1, 2), (2, 1)), None, True)
 
 @pytest.fixture
 def file(tmp_path):
-    found = tmp_path / "tuned" / "some-gpu.json"
-    found.parent.mkdir()
-    return found
+    path = tmp_path / "tuned" / "some-gpu.json"
+    path.parent.mkdir()
+    return path
 
 
-def test_what_is_written_is_read(file):
+def test_write_and_read(file):
     answers = {KEY: True, ("implicit GEMM", 3): ((64, 32, 32, 4, 3), "pointers", (0, 0))}
     autotune_file.write(file, answers)
     assert autotune_file.read(file) == answers
     assert list(file.parent.iterdir()) == [file]
 
 
-def test_nothing_was_stored(tmp_path, recwarn):
+def test_file_of_a_former_version(file):
+    """Files are lists of questions and answers, one a line; lists stand for tuples."""
+    question = '["conv2d", ["torch.float32", [1, 2], [2, 1]], null, true]'
+    file.write_text('[\n{"question": ' + question + ', "answer": [[64, 32, 32, 4, 3], "pointers", [0, 0]]}\n]\n')
+    assert autotune_file.read(file) == {KEY: ((64, 32, 32, 4, 3), "pointers", (0, 0))}
+
+
+def test_missing_file(tmp_path, recwarn):
     assert autotune_file.read(tmp_path / "nowhere.json") == {}
     assert not recwarn.list
 
 
 @pytest.mark.parametrize("text", ["", "[1, 2", "[1]", '{"a": 1}', '[{"question": [1]}]', "\0", "3"])
-def test_a_damaged_file_is_ignored_with_a_warning(file, text):
+def test_damaged_file(file, text):
     file.write_text(text)
     with pytest.warns(UserWarning, match="damaged and ignored"):
         assert autotune_file.read(file) == {}
 
 
-def test_each_gpu_and_version_has_a_file(monkeypatch, tmp_path):
+def test_file_per_gpu_and_version(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     file = autotune_file.path("Some GPU/80GB")
     assert file.parent == tmp_path / "lightconv" / "tuned"
@@ -49,7 +56,7 @@ def test_each_gpu_and_version_has_a_file(monkeypatch, tmp_path):
     assert "torch-9.9.9" in autotune_file.path("Some GPU/80GB").name
 
 
-def test_processes_wait_for_each_other(file):
+def test_processes_take_turns(file):
     code = (
         "import sys; from pathlib import Path; from lightconv.operators import autotune_file\n"
         "file = Path(sys.argv[1])\n"
@@ -67,7 +74,7 @@ def test_processes_wait_for_each_other(file):
     assert autotune_file.read(file) == {("ours",): False, ("theirs",): True}
 
 
-def test_a_lock_dies_with_its_process(file):
+def test_lock_ends_with_process(file):
     code = (
         "import os, sys; from pathlib import Path; from lightconv.operators import autotune_file\n"
         "autotune_file.locked(Path(sys.argv[1])).__enter__(); os._exit(1)"
@@ -77,7 +84,7 @@ def test_a_lock_dies_with_its_process(file):
         pass
 
 
-def test_an_answer_counts_only_while_it_is_an_option():
+def test_answer_must_be_an_option():
     image = torch.ones(1)
     with autotune.override({("a",): 2, ("b",): 9}):
         assert autotune.select(image, ("a",), (1, 2)) == 2
@@ -86,8 +93,8 @@ def test_an_answer_counts_only_while_it_is_an_option():
 
 
 @pytest.fixture
-def gpu_that_knows(monkeypatch):
-    """A stand-in for tensors on a GPU for which an answer was stored."""
+def tensor_on_gpu(monkeypatch):
+    """A stand-in for a tensor on a GPU with a stored answer."""
 
     class OnGpu:
         is_cuda = True
@@ -99,48 +106,48 @@ def gpu_that_knows(monkeypatch):
     autotune.set_source(autotune_file.load)
 
 
-def test_answers_are_looked_up_for_the_gpu_that_holds_the_tensor(gpu_that_knows):
-    assert autotune.is_enabled(gpu_that_knows)
-    assert autotune.select(gpu_that_knows, ("a", "GPU 0"), (1, 2)) == 2
-    assert autotune.select(gpu_that_knows, ("a", "GPU 1"), (1, 2)) == 1
+def test_answers_of_the_tensors_gpu(tensor_on_gpu):
+    assert autotune.is_enabled(tensor_on_gpu)
+    assert autotune.select(tensor_on_gpu, ("a", "GPU 0"), (1, 2)) == 2
+    assert autotune.select(tensor_on_gpu, ("a", "GPU 1"), (1, 2)) == 1
     assert not autotune.is_enabled(torch.ones(1))
 
 
-def test_no_answer_counts_where_results_must_not_depend_on_measurements(gpu_that_knows, monkeypatch):
+def test_deterministic_algorithms_ignore_answers(tensor_on_gpu, monkeypatch):
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
-    assert not autotune.is_enabled(gpu_that_knows)
-    assert autotune.measured_for(gpu_that_knows) == {}
+    assert not autotune.is_enabled(tensor_on_gpu)
+    assert autotune.answers_for(tensor_on_gpu) == {}
 
 
-def test_who_serves_follows_what_was_measured():
+def test_dispatch_follows_answers():
     call = lc.operators.backend.Call("conv2d", 8, 9)
     image, weight = torch.ones(1, 1, 8, 8), torch.ones(1, 1, 3, 3, requires_grad=True)
 
-    def served():
-        with autotune.record() as asked:
-            chosen = lc.operators.backend.dispatch(call, (image, weight, None), (1, 1))
-        return chosen, asked
+    def dispatch():
+        with autotune.record() as questions:
+            result = lc.operators.backend.dispatch(call, (image, weight, None), (1, 1))
+        return result, questions
 
     with autotune.override({}):
-        rule, (question,) = served()
+        rule, (question,) = dispatch()
         with torch.no_grad():
-            _, (without_gradients,) = served()
+            _, (without_gradients,) = dispatch()
     assert not rule.kernel
     assert question.options == (False, True)
     assert question.key != without_gradients.key
     with autotune.override({question.key: True}):
-        measured, _ = served()
+        measured, _ = dispatch()
         assert measured.kernel
         assert "measured" in measured.reason
         with lc.use_backend("reference"):
-            assert not served()[0].kernel
-    assert served() == (rule, [])
+            assert not dispatch()[0].kernel
+    assert dispatch() == (rule, [])
 
 
-def test_choices_are_looked_up_under_vmap_too(monkeypatch):
+def test_answers_under_vmap(monkeypatch):
     monkeypatch.setattr(lc.operators.backend, "wants_kernels", lambda device: True)
     images, weight = torch.ones(3, 2, 4, 6, 6), torch.ones(2, 4, 3, 3)
-    with autotune.override({}), autotune.record() as asked:
+    with autotune.override({}), autotune.record() as questions:
         actual = torch.func.vmap(lambda x: lc.functional.conv2d(x, weight))(images)
-    assert asked[0].key[0] == "conv2d"
+    assert questions[0].key[0] == "conv2d"
     torch.testing.assert_close(actual, torch.full((3, 2, 2, 4, 4), 36.0))

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from lightconv.analysis.layers import known_network
-from lightconv.autotune.timing import in_turns, milliseconds
+from lightconv.autotune.timing import milliseconds, sample_in_turns
 from lightconv.cli.bench.report import Report, circumstances
 from lightconv.cli.settings import check_whole, formatted, several
 from lightconv.surgery.fuse import fuse, unfuse
@@ -44,7 +44,7 @@ def measure(
     check(network.eval(), images)
     network, images = network.to(**formatted(config)), images.to(**formatted(config))
     contenders = {"fused": partial(_after, fuse, network, images), "unfused": partial(_after, unfuse, network, images)}
-    taken = in_turns(contenders, config.rounds)
+    taken = sample_in_turns(contenders, config.rounds)
     ratios = [ours / theirs for ours, theirs in zip(*taken.values(), strict=True)]  # of a round: others may come and go
     return {
         "network": name,
