@@ -23,7 +23,8 @@ def public_names():
     for room in ROOMS:
         module = importlib.import_module(f"lightconv.{room}")
         for name in getattr(module, "__all__", ()):
-            if inspect.isclass(getattr(module, name)) or inspect.isfunction(getattr(module, name)):
+            public = getattr(module, name)
+            if inspect.isclass(public) or inspect.isfunction(public):
                 names.append(f"{module.__name__}.{name}")
     return names
 
