@@ -19,8 +19,8 @@ from lightconv.cli import tables
 from lightconv.cli.application import instantiate
 from lightconv.cli.installation import Extra, extras, installed, is_met, output, requirements, revision
 from lightconv.errors import InputError
+from lightconv.kernels.window import Window
 from lightconv.operators import autotune_file, backend, conv2d, conv_block, max_pool2d
-from lightconv.operators.geometry import Window
 
 if backend.TRITON:
     from lightconv.kernels import launch, tiles

@@ -19,8 +19,9 @@ import triton.language as tl
 from torch import Tensor
 
 from lightconv.kernels import autotune, ordered_sum
-from lightconv.kernels.launch import Outputs, Pair, architecture, in_float32_when_interpreted, index_type, on_device
+from lightconv.kernels.launch import Outputs, architecture, in_float32_when_interpreted, index_type, on_device
 from lightconv.kernels.tiles import ARCHITECTURES, MULTIPROCESSORS, Tile, Tiles, choose, nearest
+from lightconv.kernels.window import Pair
 
 # a block's pixels, channels and, for the weight gradient, taps
 TILES: Mapping[str, Tiles] = dict.fromkeys(

@@ -36,7 +36,6 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from lightconv.kernels import autotune
 from lightconv.kernels.launch import (
     Outputs,
-    Pair,
     architecture,
     dot_precision,
     in_float32_when_interpreted,
@@ -44,6 +43,7 @@ from lightconv.kernels.launch import (
     on_device,
 )
 from lightconv.kernels.tiles import ARCHITECTURES, Table, Tile, arithmetic, choose, nearest
+from lightconv.kernels.window import Pair
 
 _MMA = {
     "half": (Tile(128, 128, 32, 8, 3), Tile(128, 64, 32, 4, 3), Tile(64, 32, 32, 4, 3), Tile(64, 16, 32, 4, 3)),

@@ -14,7 +14,6 @@ INTERPRETED: bool = triton.knobs.runtime.interpret  # decided when kernels are d
 INTERPRETED_AS = "sm_80"  # the architecture whose tiles and loaders the interpreter runs
 
 Outputs = tuple[Tensor, ...]
-Pair = tuple[int, int]
 
 
 def architecture(tensor: Tensor) -> str:

@@ -19,8 +19,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightconv.kernels.launch import Outputs, Pair, architecture, in_float32_when_interpreted, index_type, on_device
+from lightconv.kernels.launch import Outputs, architecture, in_float32_when_interpreted, index_type, on_device
 from lightconv.kernels.tiles import at_most_registers
+from lightconv.kernels.window import Pair
 
 _BLOCK = 1024
 _FORWARD_REGISTERS = 64  # enough for four blocks: left alone, ptxas spills to fit a fifth

@@ -24,7 +24,6 @@ from lightconv.kernels import autotune, implicit_gemm, ordered_sum
 from lightconv.kernels.implicit_gemm import CAREFUL_TILES, FLATTENED_BELOW, columns_of, expanded, strides_of
 from lightconv.kernels.launch import (
     Outputs,
-    Pair,
     architecture,
     dot_precision,
     in_float32_when_interpreted,
@@ -32,6 +31,7 @@ from lightconv.kernels.launch import (
     on_device,
 )
 from lightconv.kernels.tiles import ARCHITECTURES, MULTIPROCESSORS, Table, Tile, arithmetic, fitting, nearest
+from lightconv.kernels.window import Pair
 
 # rows are filters, columns are channels of a tap, depth is pixels
 _TILES = {

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightconv.operators.geometry import Pair
+from lightconv.kernels.window import Pair
 
 KILLED = 255
 

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from torch.library import register_autograd, register_fake
 
+from lightconv.kernels.window import Pair, Window
 from lightconv.operators import backend, codes, conv2d
-from lightconv.operators.geometry import Pair, Window, empty_image, in_format, is_channels_last, output_sizes
+from lightconv.operators.geometry import empty_image, in_format, is_channels_last, output_sizes
 from lightconv.operators.library import LIBRARY
 
 if backend.TRITON:

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
+from lightconv.kernels.window import Window
 from lightconv.operators import conv2d, conv_block  # noqa: F401 - which define the operators
-from lightconv.operators.geometry import Window, output_sizes
+from lightconv.operators.geometry import output_sizes
 
 
 def _flops(input_shape: Sequence[int], weight_shape: Sequence[int], pairs: Sequence[Any]) -> int:

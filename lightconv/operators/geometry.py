@@ -1,27 +1,12 @@
 """Arguments normalised once, output sizes and memory formats: the arithmetic shared by operators and fakes."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
-Pair = tuple[int, int]
-
-
-class Window(NamedTuple):
-    """How a kernel slides over an image, one (vertical, horizontal) pair each."""
-
-    stride: Pair
-    padding: Pair
-    dilation: Pair
-
-    @classmethod
-    def of(cls, *pairs: Sequence[int]) -> "Window":
-        """From what the dispatcher hands to an operator: lists, which equal no tuple."""
-        stride, padding, dilation = ((first, second) for first, second in pairs)
-        return cls(stride, padding, dilation)
+from lightconv.kernels.window import Pair, Window
 
 
 def is_integer(value: object) -> bool:

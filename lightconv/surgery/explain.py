@@ -13,9 +13,10 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lightconv.errors import InputError
 from lightconv.kernels import autotune
+from lightconv.kernels.window import Window
 from lightconv.nn import Conv2d, ConvBlock, MaxPool2d
 from lightconv.operators import backend, conv2d, conv_block, max_pool2d
-from lightconv.operators.geometry import Window, convolution_window, output_sizes, pair, pooling_window
+from lightconv.operators.geometry import convolution_window, output_sizes, pair, pooling_window
 from lightconv.operators.meta import on_meta
 from lightconv.surgery.fuse import acts_as
 from lightconv.surgery.swap import layer_unsupported_reason

@@ -10,8 +10,8 @@ from torch import nn
 import lightconv as lc
 from lightconv.autotune import search
 from lightconv.kernels import autotune
+from lightconv.kernels.window import Window
 from lightconv.operators import autotune_file, backend
-from lightconv.operators.geometry import Window
 
 CPU = torch.device("cpu")
 

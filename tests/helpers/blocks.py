@@ -13,6 +13,7 @@ import lightconv as lc
 from lightconv.functional import ACTIVATIONS
 from lightconv.kernels import launch
 from lightconv.kernels.tiles import ARCHITECTURES
+from lightconv.kernels.window import Window
 from lightconv.operators import conv_block as operator
 from lightconv.operators.geometry import in_format, is_channels_last
 
@@ -98,7 +99,7 @@ def check(block: Block) -> bool:
     expected = block.by_torch(*tensors)
     cotangent = torch.randint(-2, 3, expected.shape).to(expected.dtype)
     with lc.use_backend("triton"), mock.patch.object(launch, "INTERPRETED_AS", block.architecture):
-        window = lc.operators.geometry.Window(*block[3:6])
+        window = Window(*block[3:6])
         assert operator.operator_unsupported_reason(*tensors, window, *block[6:9]) is None or depthwise(block)
         actual = lc.functional.conv_block(*tensors, *block[3:9])
         gradients = torch.autograd.grad(actual, needed, cotangent)

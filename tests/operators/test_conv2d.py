@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lightconv as lc
+from lightconv.kernels.window import Window
 from lightconv.operators import conv2d as operator
-from lightconv.operators.geometry import Window
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 

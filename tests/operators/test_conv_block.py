@@ -9,9 +9,9 @@ import lightconv as lc
 from lightconv.analysis.compilation import recorded
 from lightconv.functional import ACTIVATIONS
 from lightconv.kernels import launch
+from lightconv.kernels.window import Window
 from lightconv.operators import codes
 from lightconv.operators import conv_block as operator
-from lightconv.operators.geometry import Window
 
 CASES, CHUNKS = 2000, 40
 NAN, INF = float("nan"), float("inf")

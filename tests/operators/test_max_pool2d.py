@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from torch import func
 
 import lightconv as lc
+from lightconv.kernels.window import Window
 from lightconv.operators import codes
 from lightconv.operators import max_pool2d as operator
-from lightconv.operators.geometry import Window
 
 CHUNKS = 6
 NAN, INF = float("nan"), float("inf")
