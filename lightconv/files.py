@@ -1,5 +1,6 @@
 """Files that must never be half written: write beside the target, flush to the disk, then rename."""
 
+import glob
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,16 @@ def replacing(path: str | Path) -> Iterator[Path]:
         fresh.unlink(missing_ok=True)
         raise
     _flush(path.parent)
+
+
+def remove_leftovers(path: str | Path) -> None:
+    """Remove temporary files that killed processes left beside ``path``.
+
+    Only for a file that one process writes at a time: the caller holds its lock.
+    """
+    path = Path(path)
+    for leftover in path.parent.glob(glob.escape(f".{path.name}.") + "*.new"):
+        leftover.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, content: str) -> None:

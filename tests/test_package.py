@@ -16,6 +16,7 @@ ROOMS = [
     "deprecated",
     "errors",
     "files",
+    "keyed_cache",
     "preprocessing",
     "kernels",
     "operators",
