@@ -95,7 +95,7 @@ class FeatureCache:
 def _computed(
     trainer: L.Trainer, network: Pretrained, data: ImageData, name: str, copy: int | None, show: bool
 ) -> Tensor:
-    batches = data.ordered(name, copy)
+    batches = data.ordered_batches(name, copy)
     what = f"features of {len(batches.labels):,} images"
     with torch.no_grad(), trainer.precision_plugin.forward_context():
         seen = track(batches, what, len(batches), transient=True, disable=not (show and trainer.is_global_zero))

@@ -13,7 +13,7 @@ from lightconv import visualize
 from lightconv.cli.application import instantiate
 from lightconv.cli.settings import check_choice, check_whole
 from lightconv.data import ImageData
-from lightconv.data.batches import Batches, generator
+from lightconv.data.batches import Batches, seeded_generator
 
 
 def explain(config: DictConfig) -> None:
@@ -40,7 +40,7 @@ def augmentation(config: DictConfig) -> Figure:
     data: ImageData = instantiate(config.data)
     data.prepare_data()
     images, labels = data.split("train")
-    chosen = torch.randperm(len(labels), generator=generator(config.seed))[: config.rows]
+    chosen = torch.randperm(len(labels), generator=seeded_generator(config.seed))[: config.rows]
     plain, varied = (
         Batches(images[chosen], labels[chosen], len(chosen), loader.transform, seed=config.seed, mix=loader.mix)
         for loader in (data.val_dataloader(), data.train_dataloader())

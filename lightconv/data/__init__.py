@@ -1,4 +1,4 @@
-"""Images as LightningDataModules: known sets and folders of files, batched whole."""
+"""Images as LightningDataModules: known sets and folders of image files, delivered in whole batches."""
 
 from lightconv.data.augmentation import Augmentation, Mixing
 from lightconv.data.base import ImageData

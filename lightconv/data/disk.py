@@ -16,13 +16,13 @@ from filelock import FileLock
 from torch import Tensor
 
 from lightconv.data.decoding import VERSION
-from lightconv.data.stored import Bad, Decoder, Read
+from lightconv.data.stored import BadRows, Decoder, ReadRows
 from lightconv.errors import InputError
 
 _BLOCK = 2**24  # bytes that are summed up at a time
 
 
-def on_disk(paths: Sequence[Path], decoder: Decoder, folder: Path) -> tuple[Read, Bad]:
+def cache_on_disk(paths: Sequence[Path], decoder: Decoder, folder: Path) -> tuple[ReadRows, BadRows]:
     """Map what the folder holds, or decode all files into it where it does not hold just these, whole and unchanged.
 
     A file counts as unchanged by its path, size and time of modification. Those that could not be read are tried again,
@@ -55,7 +55,7 @@ def on_disk(paths: Sequence[Path], decoder: Decoder, folder: Path) -> tuple[Read
     return partial(torch.index_select, images, 0), bad
 
 
-def _opened(paths: Sequence[Path], decoder: Decoder, folder: Path) -> tuple[Tensor, Bad] | None:
+def _opened(paths: Sequence[Path], decoder: Decoder, folder: Path) -> tuple[Tensor, BadRows] | None:
     shape = _shape(decoder, len(paths))
     try:
         index = json.loads((folder / "index.json").read_text())
@@ -67,25 +67,30 @@ def _opened(paths: Sequence[Path], decoder: Decoder, folder: Path) -> tuple[Tens
     if not known or not whole:
         return None
     images = np.memmap(folder / "images", np.uint8, mode="c", shape=tuple(shape))
-    if _checksum(images) != checksum or any(decoder.images([paths[position] for position in bad], {})):
+    results = decoder.decode_files([paths[row] for row in bad])
+    if _checksum(images) != checksum or any(isinstance(result, Tensor) for result in results):
         return None
     return torch.from_numpy(images), bad
 
 
 def _write(paths: Sequence[Path], decoder: Decoder, folder: Path) -> None:
-    fresh, bad, checksum = folder.with_suffix(".new"), Bad(), 0
+    fresh = folder.with_suffix(".new")
+    bad: BadRows = {}
+    checksum = 0
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir()
     files = _fingerprint(paths, decoder)  # before they are read: what changes meanwhile is not what is stored
-    blank, rows = bytes(_shape(decoder, 1).numel()), 0
+    blank = bytes(_shape(decoder, 1).numel())
     with (fresh / "images").open("wb") as file:
-        for position, image in decoder.images(paths, bad):
-            block = blank * (position - rows) + image.numpy().tobytes()
+        for row, result in enumerate(decoder.decode_files(paths)):
+            block = blank
+            if isinstance(result, str):
+                bad[row] = result
+            else:
+                block = result.numpy().tobytes()
             file.write(block)
-            checksum, rows = zlib.crc32(block, checksum), position + 1
-        block = blank * (len(paths) - rows)
-        file.write(block)
-    index = {"files": files, "bad": bad, "checksum": zlib.crc32(block, checksum)}
+            checksum = zlib.crc32(block, checksum)
+    index = {"files": files, "bad": bad, "checksum": checksum}
     (fresh / "index.json").write_text(json.dumps(index))
     shutil.rmtree(folder, ignore_errors=True)
     fresh.rename(folder)

@@ -1,10 +1,10 @@
-"""Which files a set of images has, with the label and the split of each: from sub-folders, or from a CSV."""
+"""List the files of an image set with label and split: from sub-folders, or from a CSV."""
 
 import csv
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,12 +25,12 @@ _CLUTTER = {"thumbs.db", "desktop.ini", "__macosx"}  # besides names that begin 
 
 @dataclass(frozen=True)
 class Entry:
-    """A file of the set.
+    """One file of an image set.
 
     Attributes:
-        name: its path below the root, or as the CSV has it; what it is called in messages, and split by.
-        path: where it is.
-        label: the name of its class.
+        name: path below the root, or as written in the CSV; messages and splits use it.
+        path: location of the file.
+        label: class name.
         split: "train", "validation" or "test".
     """
 
@@ -40,34 +40,39 @@ class Entry:
     split: str = "train"
 
 
-def class_folders(root: Path) -> tuple[list[str], list[Entry]]:
-    """List the files in sub-folders that name classes, at any depth, or in train/, val/ and test/ with such ones.
+def list_class_folders(root: Path) -> tuple[list[str], list[Entry]]:
+    """List the files in sub-folders named after classes, at any depth.
 
-    What systems leave behind is passed over: names that begin with a dot, Thumbs.db and the like.
+    The class folders lie in ``root``, or in its sub-folders train/, val/ and test/. Names that begin with a dot,
+    Thumbs.db and other clutter of operating systems are skipped.
 
     Returns:
-        The names of the classes, in alphabetical order, and the files.
+        Class names in alphabetical order, and the files.
 
     Raises:
-        InputError: if there are no such folders.
+        InputError: If there are no class folders.
     """
     if not root.is_dir():
-        raise InputError(f"{root} is no folder: give the one whose sub-folders are the classes as data.root=FOLDER")
+        raise InputError(f"{root} is no folder: set the folder of the class folders by data.root=FOLDER")
+    parts = [("train", root)]
+    place = str(root)
     folders = _subfolders(root)
-    by_split = bool(folders) and all(folder.name in SPLITS for folder in folders)
-    parts = [(SPLITS[folder.name], folder) for folder in folders] if by_split else [("train", root)]
-    found = [(split, folder) for split, part in parts for folder in _subfolders(part)]
-    if not found:
+    if folders and all(folder.name in SPLITS for folder in folders):
+        parts = [(SPLITS[folder.name], folder) for folder in folders]
+        place = ", ".join(map(str, folders))
+    names: set[str] = set()
+    entries: list[Entry] = []
+    for split, part in parts:
+        for folder in _subfolders(part):
+            names.add(folder.name)
+            paths = walk_files(folder)
+            entries += [Entry(path.relative_to(root).as_posix(), path, folder.name, split) for path in paths]
+    if not names:
         raise InputError(
-            f"{root} has no sub-folders that name classes{' in ' + ', '.join(SPLITS) if by_split else ''}: give each "
-            "class a folder, or the labels in a file, data.labels=FILE.csv"
+            f"no sub-folders with the names of classes in {place}: put the images of each class into a folder, or the "
+            "labels into a file, data.labels=FILE.csv"
         )
-    entries = [
-        Entry(path.relative_to(root).as_posix(), path, folder.name, split)
-        for split, folder in found
-        for path in _files(folder)
-    ]
-    return sorted({folder.name for _, folder in found}), entries
+    return sorted(names), entries
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -78,97 +83,114 @@ def _is_clutter(name: str) -> bool:
     return name.startswith(".") or name.lower() in _CLUTTER
 
 
-def _files(top: Path) -> Iterator[Path]:
+def walk_files(top: Path) -> Iterator[Path]:
+    """Yield the files below a folder, at any depth, each folder's in alphabetical order, without clutter.
+
+    Folders named like image files are yielded too, so that they are reported as bad files.
+    """
     entered = {os.path.realpath(top)}
     for folder, subfolders, names in os.walk(top, followlinks=True):
         deeper = []
         for name in sorted(subfolders):
-            path = os.path.join(folder, name)
+            real = os.path.realpath(os.path.join(folder, name))
             if Path(name).suffix.lower() in Image.registered_extensions():
-                names.append(name)  # to be named as what it is
-            elif not _is_clutter(name) and os.path.realpath(path) not in entered:  # links may lead in a circle
-                entered.add(os.path.realpath(path))
+                names.append(name)
+            # links may lead in a circle, so each real folder is entered once
+            elif not _is_clutter(name) and real not in entered:
+                entered.add(real)
                 deeper.append(name)
-        subfolders[:] = deeper
-        yield from (Path(folder, name) for name in sorted(names) if not _is_clutter(name))
+        subfolders[:] = deeper  # os.walk enters these
+        for name in sorted(names):
+            if not _is_clutter(name):
+                yield Path(folder, name)
 
 
-def table(file: Path, root: Path | None) -> tuple[list[str], list[Entry]]:
-    """List the files of a CSV with the columns path, label and, if wanted, split.
+def read_table(file: Path, root: Path | None) -> tuple[list[str], list[Entry]]:
+    """List the files of a CSV with the columns path, label and, optionally, split.
 
     Args:
-        file: the CSV.
-        root: what paths are relative to; by default the folder of the CSV.
+        file: CSV in UTF-8.
+        root: folder of relative paths; None for the folder of the CSV.
 
     Returns:
-        The names of the classes, in alphabetical order, and the files, whether or not they are there.
+        Class names in alphabetical order, and the files, present or not.
 
     Raises:
-        InputError: if the CSV cannot be read, has other columns, empty cells, or a file twice.
+        InputError: If the CSV cannot be read, has other columns, empty cells, or a file twice.
     """
     root = file.parent if root is None else root
     lines: dict[str, int] = {}
     entries = []
-    for line, row in _rows(file):
+    for line, row in read_rows(file):
         path = root / row["path"]
-        same = os.path.abspath(path)
-        if same in lines:
-            raise InputError(f"{file}, line {line}: {row['path']} is in line {lines[same]} already")
-        lines[same] = line
-        if row.get("split", "train") not in SPLITS:
-            raise InputError(f"{file}, line {line}: split {row['split']!r} is none of {', '.join(SPLITS)}")
-        entries.append(Entry(row["path"], path, row["label"], SPLITS[row.get("split", "train")]))
+        absolute = os.path.abspath(path)
+        if absolute in lines:
+            raise InputError(f"{file}, line {line}: {row['path']} is in line {lines[absolute]} already")
+        lines[absolute] = line
+        split = row.get("split", "train")
+        if split not in SPLITS:
+            raise InputError(f"{file}, line {line}: unknown split {split!r}: choose one of {', '.join(SPLITS)}")
+        entries.append(Entry(row["path"], path, row["label"], SPLITS[split]))
     if not entries:
-        raise InputError(f"{file} names no files")
+        raise InputError(f"{file} lists no files: add a line with path and label for each image")
     return sorted({entry.label for entry in entries}), entries
 
 
-def _rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
+def read_rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield line number and cells of each row of a CSV, cells stripped and keyed by column.
+
+    Raises:
+        InputError: If the CSV cannot be read, has other columns, or empty cells.
+    """
     try:
         with file.open(encoding="utf-8-sig", newline="") as content:  # spreadsheets write a byte order mark
             reader = csv.DictReader(content, strict=True)
             columns = reader.fieldnames or []
-            if set(columns) not in ({"path", "label"}, set(_COLUMNS)) or len(columns) != len(set(columns)):
+            if sorted(columns) not in (["label", "path"], sorted(_COLUMNS)):
+                listed = ", ".join(map(repr, columns)) or "none"
                 raise InputError(
-                    f"{file} has the columns {', '.join(map(repr, columns)) or 'none'}: it needs path, label and, if "
-                    "wanted, split, with commas between them"
+                    f"{file} has the columns {listed}: it needs path, label and, optionally, split, separated by commas"
                 )
             for row in reader:
+                # DictReader keys surplus cells by None and fills missing ones with None
                 if None in row or not all((value or "").strip() for value in row.values()):
-                    raise InputError(f"{file}, line {reader.line_num}: not {len(columns)} filled cells")
+                    raise InputError(f"{file}, line {reader.line_num}: fill exactly {len(columns)} cells")
                 yield reader.line_num, {name: value.strip() for name, value in row.items()}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{file} cannot be read as a CSV in UTF-8: {error}") from error
 
 
-def assign(entries: Sequence[Entry], shares: dict[str, float], seed: int) -> dict[str, list[int]]:
-    """Set the splits that no file is in apart from the training files, each class in proportion.
+def assign_splits(entries: Sequence[Entry], shares: Mapping[str, float], seed: int) -> dict[str, list[int]]:
+    """Set missing splits apart from the training files, each class in proportion.
 
-    Which files depends on their names and the seed alone, and hardly on each other: the files of a class are put into
-    the order of a hash, and the first make up the first split that is missing. Where one file goes or comes, at most
-    one of its class moves across each border, while a new random split would test with what has been trained on.
+    The assignment depends on file names and seed, and hardly on the other files. The files of a class are sorted by a
+    hash of their names; the first ones form the first missing split. If a file is added or removed, at most one other
+    file of its class crosses each border. A new random split would test on images that were trained on.
 
     Args:
-        entries: the files.
-        shares: of a class's training files for each split that is missing; at least one file each.
-        seed: of the order.
+        entries: files of the set.
+        shares: fraction of a class's training files per missing split; at least one file each.
+        seed: seed of the hash.
 
     Returns:
         Positions in ``entries``, ascending, for "train", "validation" and "test".
     """
     splits: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
-    classes: dict[str, list[int]] = defaultdict(list)
+    training: dict[str, list[int]] = defaultdict(list)  # by class
     for position, entry in enumerate(entries):
-        (classes[entry.label] if entry.split == "train" else splits[entry.split]).append(position)
-    for positions in classes.values():
-        rest = sorted(positions, key=lambda position: _rank(entries[position].name, seed))
+        if entry.split == "train":
+            training[entry.label].append(position)
+        else:
+            splits[entry.split].append(position)
+
+    def rank(position: int) -> bytes:
+        return hashlib.sha256(f"{seed} ".encode() + os.fsencode(entries[position].name)).digest()
+
+    for positions in training.values():
+        rest = sorted(positions, key=rank)
         for name, share in shares.items():
             count = max(1, round(share * len(positions)))
             splits[name] += rest[:count]
             rest = rest[count:]
         splits["train"] += rest
     return {name: sorted(positions) for name, positions in splits.items()}
-
-
-def _rank(name: str, seed: int) -> bytes:
-    return hashlib.sha256(f"{seed} ".encode() + os.fsencode(name)).digest()

@@ -10,7 +10,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from lightconv.data.base import ImageData, Split, split_off
+from lightconv.data.base import ImageData, Split, Stage, split_off
 from lightconv.errors import InputError
 
 
@@ -18,13 +18,22 @@ class MNIST(ImageData):
     """Handwritten digits (LeCun, Cortes, Burges 1998): 55,000 to train, 5,000 to validate, 10,000 to test.
 
     Args:
-        root: a folder with the four idx files, gzipped or not, or where torchvision put or shall put them.
-        download: let torchvision fetch the files if they are not there.
-        validation: images of the training part set apart, the same ones every time.
-        options: ImageData's arguments.
+        root: folder with the four idx files, gzipped or not, or torchvision's own folder around them.
+        download: let torchvision download the files if they are missing.
+        validation: number of training images set apart for validation, the same ones every time.
+        options: arguments of `ImageData`.
+
+    Shape:
+        - splits: images (n, 1, 28, 28) uint8, labels (n,) int64.
+        - batches: images (b, 1, 28, 28) float32, normalised; labels (b,) int64.
 
     Raises:
-        InputError: when training or testing starts, if a file is missing or damaged.
+        InputError: When training or testing starts, if a file is missing or damaged.
+
+    Example:
+        >>> data = MNIST("datasets", batch_size=256)  # reads no file before training starts
+        >>> data.image_shape, data.classes[0]
+        ((1, 28, 28), '0')
     """
 
     classes = tuple("0123456789")
@@ -32,22 +41,30 @@ class MNIST(ImageData):
     mean = (0.1307,)
     std = (0.3081,)
     source: ClassVar[type[torchvision.datasets.MNIST]] = torchvision.datasets.MNIST
-    elsewhere: ClassVar[str] = ""
+    other_sources: ClassVar[str] = ""  # a sentence in the message about missing files
 
     def __init__(
         self, root: str | Path = "data", download: bool = False, validation: int = 5000, **options: Any
     ) -> None:
         super().__init__(**options)
-        self.root, self.download, self.validation = Path(root).expanduser(), download, validation
+        self.root = Path(root).expanduser()
+        self.download = download
+        self.validation = validation
+
+    @property
+    def _folders(self) -> list[Path]:
+        """Folders in which the idx files may lie: the root, and torchvision's own layouts."""
+        return [self.root, self.root / "raw", self.root / self.source.__name__ / "raw"]
 
     def prepare_data(self) -> None:
-        """Download, if asked to and if the files are not there."""
+        """Download the files if asked to and if they are missing."""
         if self.download and self._find("train-images-idx3-ubyte") is None:
             self.source(str(self.root), download=True)
 
-    def load(self, stage: str) -> dict[str, Split]:
+    def load(self, stage: Stage) -> dict[str, Split]:
         """Read the training files, or the test files."""
         part = "t10k" if stage == "test" else "train"
+        # (n, 28, 28) -> (n, 1, 28, 28)
         images = self._read(f"{part}-images-idx3-ubyte").unsqueeze(1)
         labels = self._read(f"{part}-labels-idx1-ubyte").long()
         if len(images) != len(labels):
@@ -60,22 +77,32 @@ class MNIST(ImageData):
         return {"train": train, "validation": validation}
 
     def _find(self, name: str) -> Path | None:
-        folders = [self.root, self.root / "raw", self.root / self.source.__name__ / "raw"]
-        return next((p for folder in folders for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
+        for folder in self._folders:
+            for path in (folder / name, folder / f"{name}.gz"):
+                if path.is_file():
+                    return path
+        return None
 
     def _read(self, name: str) -> Tensor:
         path = self._find(name)
         if path is None:
             raise InputError(
-                f"{type(self).__name__}: no {name} or {name}.gz in {self.root}, {self.root / 'raw'} or "
-                f"{self.root / self.source.__name__ / 'raw'}. Give the folder that holds the idx files as "
-                f"data.root=FOLDER, or let torchvision fetch them with data.download=true{self.elsewhere}."
+                f"{type(self).__name__}: no {name} or {name}.gz in {', '.join(map(str, self._folders))}. "
+                "Set the folder of the idx files by data.root=FOLDER, or let torchvision download them by "
+                f"data.download=true.{self.other_sources}"
             )
         return read_idx(path)
 
 
 class FashionMNIST(MNIST):
-    """Zalando's articles of clothing (Xiao, Rasul, Vollgraf 2017): a harder set in MNIST's format."""
+    """Zalando's articles of clothing (Xiao, Rasul, Vollgraf 2017): a harder set in MNIST's format and sizes.
+
+    Arguments, shapes and errors are those of `MNIST`.
+
+    Example:
+        >>> FashionMNIST("datasets").classes[9]
+        'ankle boot'
+    """
 
     classes = (
         "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
@@ -83,26 +110,34 @@ class FashionMNIST(MNIST):
     mean = (0.2860,)
     std = (0.3530,)
     source = torchvision.datasets.FashionMNIST
-    elsewhere = ". Debian's package dataset-fashion-mnist puts them into /usr/share/datasets/fashion-mnist"
+    other_sources = " Debian's package dataset-fashion-mnist puts them into /usr/share/datasets/fashion-mnist."
 
 
 def read_idx(path: Path) -> Tensor:
-    """Read unsigned bytes in MNIST's idx format: two zeros, type 8, the number of axes, their lengths, the values.
+    """Read an idx file of unsigned bytes, MNIST's format.
 
+    The file is two zero bytes, the type 8, the number of axes, their lengths as big-endian uint32, and the values.
     torchvision's own reader takes no gzipped file and checks no size.
 
+    Returns:
+        The values as uint8, in the shape written in the file.
+
     Raises:
-        InputError: if the file is not that, or not whole.
+        InputError: If the file is not of this format or incomplete.
     """
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        axes = content[3]
-        shape = np.frombuffer(content, ">u4", count=axes, offset=4).tolist()
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
         if content[:3] != b"\0\0\x08":
             raise ValueError("it does not begin like an idx file of bytes")
+        axes = content[3]
+        shape = np.frombuffer(content, ">u4", count=axes, offset=4).tolist()
         values = np.frombuffer(content, np.uint8, offset=4 + 4 * axes)
         if values.size != np.prod(shape):
-            raise ValueError(f"it holds {values.size} values where {' x '.join(map(str, shape))} are announced")
+            raise ValueError(f"it holds {values.size} values instead of {' x '.join(map(str, shape))}")
     except (OSError, EOFError, zlib.error, ValueError, IndexError) as error:
-        raise InputError(f"{path} is damaged: {error}. Fetch it again; nothing has been changed or deleted.") from error
+        raise InputError(
+            f"{path} is damaged: {error}. Download it again; nothing has been changed or deleted."
+        ) from error
     return torch.from_numpy(values.reshape(shape).copy())

@@ -1,4 +1,4 @@
-"""Images that are read as they are needed: from memory, from a file, or decoded anew every time."""
+"""Images read on demand: from memory, from a file, or decoded again for every batch."""
 
 import math
 import warnings
@@ -16,131 +16,149 @@ from rich import get_console
 from rich.progress import track
 from torch import Tensor
 
-from lightconv.data.decoding import UnreadableError, decode
+from lightconv.data.decoding import Fit, UnreadableError, decode
 from lightconv.errors import InputError
 
-Read = Callable[[Tensor], Tensor]
-Bad = dict[int, str]
+ReadRows = Callable[[Tensor], Tensor]  # (n,) int64 rows -> (n, c, h, w) uint8 images
+BadRows = dict[int, str]  # the reason why a row has no image
 
-_AT_ONCE = 256  # decoded images that wait to be stored
-_LONG = 500  # files from which on a bar shows how far it is
+_CHUNK = 256  # decoded images held at a time; bounds memory
+_PROGRESS_FROM = 500  # files; fewer are decoded without a progress bar
 
 
 class StoredImages:
-    """Images that are indexed like a tensor, though they are not one.
+    """Images indexed like a tensor of shape (n, c, h, w), read when they are asked for.
 
     Args:
-        read: reads the images of some rows of the store.
-        rows: those that belong to this set.
+        read: function that reads rows of the store, (n,) int64 -> (n, c, h, w) uint8.
+        rows: rows of the store in this set, one per image.
     """
 
-    def __init__(self, read: Read, rows: Int64[Tensor, " n"]) -> None:
-        self.read, self.rows = read, rows
+    def __init__(self, read: ReadRows, rows: Int64[Tensor, " n"]) -> None:
+        self.read = read
+        self.rows = rows
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self.rows)
 
     def __getitem__(self, chosen: Any) -> UInt8[Tensor, "*n c h w"]:
-        """Read what is chosen as elements of a tensor's first axis are: by number, slice, list, tensor or mask."""
+        """Read images by number, slice, list, tensor or mask, as a tensor's first axis is indexed."""
         rows = self.rows[chosen]
-        return self.read(rows) if rows.ndim else self.read(rows[None])[0]
+        if rows.ndim == 0:
+            return self.read(rows[None])[0]
+        return self.read(rows)
 
-    def only(self, chosen: Any) -> "StoredImages":
-        """A part of these, without reading any."""
+    def subset(self, chosen: Any) -> "StoredImages":
+        """Select images without reading them."""
         return StoredImages(self.read, self.rows[chosen])
 
 
 class Decoder:
-    """Decodes files, several at a time: PIL lets other threads run meanwhile.
+    """Decoder of image files, several at a time in threads: PIL releases Python's lock while it decodes.
 
     Args:
-        side: height and width of the images.
-        fit: see ``lightconv.data.decoding.decode``.
-        workers: threads; None for a few more than there are processors.
-        strict: raise for the first file that cannot be read.
+        side: height and width of the decoded images, in pixels.
+        fit: way to make images square; see ``lightconv.data.decoding.decode``.
+        workers: number of threads; None for Python's default, a few more than there are processors.
+        strict: raise an error at the first unreadable file.
     """
 
-    def __init__(self, side: int, fit: str, workers: int | None = None, strict: bool = False) -> None:
-        self.side, self.fit, self.workers, self.strict = side, fit, workers, strict
+    def __init__(self, side: int, fit: Fit, workers: int | None = None, strict: bool = False) -> None:
+        self.side = side
+        self.fit = fit
+        self.workers = workers
+        self.strict = strict
 
-    def images(self, paths: Sequence[Path], bad: Bad) -> Iterator[tuple[int, UInt8[Tensor, "3 h w"]]]:
-        """Decode files in their order.
-
-        Args:
-            paths: the files.
-            bad: where the positions of those that cannot be read are noted, with the reason.
+    def decode_files(self, paths: Sequence[Path]) -> Iterator[UInt8[Tensor, "3 h w"] | str]:
+        """Decode files in their order, with a progress bar for many files in a terminal.
 
         Yields:
-            The position and the image of each that can.
+            One image per file, or the reason why the file gives none.
 
         Raises:
-            InputError: for the first that cannot be read, if ``strict``.
+            InputError: If a file is unreadable and the decoder is ``strict``.
         """
-        results = self._results(paths)
-        first = getattr(rank_zero_only, "rank", 0) == 0
-        silent = len(paths) < _LONG or not first or not get_console().is_terminal
-        what = f"decoding {len(paths):,} images"
-        for position, result in enumerate(track(results, what, len(paths), transient=True, disable=silent)):
-            if isinstance(result, Tensor):
-                yield position, result
-            elif self.strict:
-                raise InputError(f"{paths[position]}: {result}. data.on_error=skip leaves such files out")
-            else:
-                bad[position] = result
+        is_main_process = getattr(rank_zero_only, "rank", 0) == 0
+        show = len(paths) >= _PROGRESS_FROM and is_main_process and get_console().is_terminal
+        results = track(
+            self._decode_chunks(paths),
+            description=f"decoding {len(paths):,} images",
+            total=len(paths),
+            transient=True,
+            disable=not show,
+        )
+        for path, result in zip(paths, results, strict=True):
+            if self.strict and isinstance(result, str):
+                raise InputError(f"{path}: {result}. Remove the file, or skip unreadable files by data.on_error=skip")
+            yield result
 
-    def batch(self, paths: Sequence[Path], rows: Int64[Tensor, " n"]) -> UInt8[Tensor, "n 3 h w"]:
+    def decode_rows(self, paths: Sequence[Path], rows: Int64[Tensor, " n"]) -> UInt8[Tensor, "n 3 h w"]:
         """Decode the files at some positions.
 
         Raises:
-            InputError: for one that cannot be read.
+            InputError: If a file is unreadable.
         """
         chosen = [paths[row] for row in rows.tolist()]
         images = torch.empty(len(chosen), 3, self.side, self.side, dtype=torch.uint8)
         with ThreadPoolExecutor(self.workers) as pool:
-            for position, result in enumerate(pool.map(self._image_or_reason, chosen)):
-                if not isinstance(result, Tensor):
+            for position, result in enumerate(pool.map(self._decode_or_reason, chosen)):
+                if isinstance(result, str):
                     raise InputError(f"{chosen[position]}: {result}. It could be read when the run began")
                 images[position] = result
         return images
 
-    def _results(self, paths: Sequence[Path]) -> Iterator[Tensor | str]:
+    def _decode_chunks(self, paths: Sequence[Path]) -> Iterator[Tensor | str]:
         remaining = iter(paths)
         with ThreadPoolExecutor(self.workers) as pool:
-            while chunk := list(islice(remaining, _AT_ONCE)):
+            while chunk := list(islice(remaining, _CHUNK)):
                 with warnings.catch_warnings():
-                    warnings.filterwarnings("ignore", module="PIL")  # of tags that nobody asks for
-                    results = list(pool.map(self._image_or_reason, chunk))
+                    warnings.filterwarnings("ignore", module="PIL")  # PIL warns about odd metadata, which is not used
+                    results = list(pool.map(self._decode_or_reason, chunk))
                 yield from results
 
-    def _image_or_reason(self, path: Path) -> Tensor | str:
+    def _decode_or_reason(self, path: Path) -> Tensor | str:
         try:
             return decode(path, self.side, self.fit)
         except UnreadableError as reason:
             return str(reason)
 
 
-def in_memory(paths: Sequence[Path], decoder: Decoder) -> tuple[Read, Bad]:
-    """Decode all files once and keep the images; rows of bad files stay unused.
+def cache_in_memory(paths: Sequence[Path], decoder: Decoder) -> tuple[ReadRows, BadRows]:
+    """Decode all files once and keep the images in memory.
+
+    Returns:
+        A function that reads rows, and the bad rows, which stay unused.
 
     Raises:
-        InputError: if memory does not suffice, or for a file that cannot be read, if the decoder is strict.
+        InputError: If the images do not fit into memory, or a file is unreadable and the decoder is strict.
     """
-    bad: Bad = {}
+    bad: BadRows = {}
     shape = (len(paths), 3, decoder.side, decoder.side)
     try:
         images = torch.empty(shape, dtype=torch.uint8)
     except RuntimeError as error:
         size = math.prod(shape) / 1e9
         raise InputError(f"{size:,.0f} GB of images do not fit into memory: choose data.cache=disk or none") from error
-    for row, image in decoder.images(paths, bad):
-        images[row] = image
+    for row, result in enumerate(decoder.decode_files(paths)):
+        if isinstance(result, str):
+            bad[row] = result
+        else:
+            images[row] = result
     return partial(torch.index_select, images, 0), bad
 
 
-def as_needed(paths: Sequence[Path], decoder: Decoder) -> tuple[Read, Bad]:
-    """Keep nothing: decode all files once to know the bad ones, and then every time that they are asked for."""
-    bad: Bad = {}
-    for _ in decoder.images(paths, bad):
-        pass
-    return partial(decoder.batch, paths), bad
+def decode_every_time(paths: Sequence[Path], decoder: Decoder) -> tuple[ReadRows, BadRows]:
+    """Keep no images: decode all files once to find the bad ones, and again whenever they are asked for.
+
+    Returns:
+        A function that reads rows, and the bad rows.
+
+    Raises:
+        InputError: If a file is unreadable and the decoder is strict.
+    """
+    bad: BadRows = {}
+    for row, result in enumerate(decoder.decode_files(paths)):
+        if isinstance(result, str):
+            bad[row] = result
+    return partial(decoder.decode_rows, paths), bad

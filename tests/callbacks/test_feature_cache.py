@@ -85,7 +85,7 @@ def test_mixed_images_are_not_cached():
 def test_copies_take_turns_and_are_what_the_augmentation_makes_of_the_images(tmp_path):
     model = network().eval()
     data = digits(model, augmentation=Augmentation(rotation=30))
-    first, second = (torch.cat([images for images, _ in data.ordered("train", copy)]) for copy in (0, 1))
+    first, second = (torch.cat([images for images, _ in data.ordered_batches("train", copy)]) for copy in (0, 1))
     assert not torch.equal(first, second)
     model.backbone.requires_grad_(False)
     trainer = L.Trainer(**SILENT)

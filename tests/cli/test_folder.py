@@ -29,7 +29,7 @@ def photographs(tmp_path):
 
 def test_a_folder_with_bad_files_of_many_kinds_trains_and_the_bad_ones_are_named(lightconv, photographs):
     assert len(BAD) >= KINDS
-    with pytest.warns(InputWarning, match=f"photographs: {len(BAD)} of .* files give no image and are left out"):
+    with pytest.warns(InputWarning, match=f"photographs: {len(BAD)} of .* files give no image and are skipped"):
         lightconv("train", *SETTINGS, "trainer.max_epochs=12", "optimizer.lr=0.003")
     named = json.loads(Path("runs/mine/bad_files.json").read_text())
     assert set(named) == {f"flower/{name}" for name in BAD}
@@ -46,7 +46,7 @@ def test_a_run_keeps_its_classes_when_the_folder_changes(lightconv, told, photog
     assert (evaluation / "confusion_matrix.png").is_file()
     (photographs / "animal").mkdir()
     message = told(lightconv, "evaluate", "run=runs/mine")
-    assert "classes that the network has not: animal; it has flower, temple" in message
+    assert "classes unknown to the network: animal; it knows flower, temple" in message
     assert "animal" in told(lightconv, "train", "resume=runs/mine", "trainer.max_epochs=3")
 
 
@@ -79,7 +79,7 @@ def test_mistakes_are_told_before_there_is_a_run(lightconv, told, photographs, a
 def test_the_doctor_reads_a_folder_that_it_is_given(lightconv, photographs, capsys):
     lightconv("doctor", "json=true")
     (row,) = [row for row in json.loads(capsys.readouterr().out)["data"] if row["name"] == "folder"]
-    assert row["state"] == "ImageFolder has no folder: give one as data.root=FOLDER, or data.labels=FILE.csv"
+    assert row["state"] == "ImageFolder has no folder: set data.root=FOLDER, or data.labels=FILE.csv"
     lightconv("doctor", "json=true", "data.folder.root=photographs")
     (row,) = [row for row in json.loads(capsys.readouterr().out)["data"] if row["name"] == "folder"]
     assert row["found"]

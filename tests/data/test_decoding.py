@@ -81,7 +81,9 @@ def test_a_large_photograph_is_scaled_down_while_it_is_decoded_and_looks_the_sam
     save(TEMPLE, "JPEG", quality=95)(tmp_path / "large.jpg")
     save(TEMPLE)(tmp_path / "large.png")
     sizes = []
-    monkeypatch.setattr(decoding, "rgb", lambda image, rgb=decoding.rgb: sizes.append(image.size) or rgb(image))
+    monkeypatch.setattr(
+        decoding, "to_rgb", lambda image, to_rgb=decoding.to_rgb: sizes.append(image.size) or to_rgb(image)
+    )
     assert difference(decode(tmp_path / "large.jpg", 48), decode(tmp_path / "large.png", 48)) < 2
     assert sizes == [(160, 107), (640, 427)]
 

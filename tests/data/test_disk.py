@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from lightconv.data import disk, stored
-from lightconv.data.disk import on_disk
+from lightconv.data.disk import cache_on_disk
 from lightconv.data.stored import Decoder
 from lightconv.errors import InputError
 
@@ -38,7 +38,7 @@ def folder(tmp_path):
 
 
 def opened(paths, folder, side=3):
-    read, bad = on_disk(paths, Decoder(side, "crop"), folder)
+    read, bad = cache_on_disk(paths, Decoder(side, "crop"), folder)
     return read(ROWS), bad
 
 
@@ -108,18 +108,18 @@ def test_a_bad_file_that_has_become_good_is_noticed_whatever_its_time_says(paths
 def test_other_settings_are_decoded_anew(paths, folder, decoded, change):
     opened(paths, folder)
     decoded.clear()
-    on_disk(paths, change(), folder)
+    cache_on_disk(paths, change(), folder)
     assert {"0.png", "1.png", "3.png"} <= set(decoded)
 
 
 def test_other_files_or_another_order_are_decoded_anew(paths, folder):
     opened(paths, folder)
-    read, _ = on_disk(paths[1::-1], Decoder(3, "crop"), folder)
+    read, _ = cache_on_disk(paths[1::-1], Decoder(3, "crop"), folder)
     assert read(torch.tensor([0, 1]))[:, 0, 0, 0].tolist() == [10, 0]
 
 
 def test_a_run_that_reads_keeps_its_images_while_another_decodes_anew(paths, folder):
-    read, _ = on_disk(paths, Decoder(3, "crop"), folder)
+    read, _ = cache_on_disk(paths, Decoder(3, "crop"), folder)
     expected = read(ROWS).clone()
     Image.new("RGB", (4, 4), "white").save(paths[0])
     opened(paths, folder)
@@ -147,4 +147,4 @@ def test_a_full_disk_is_told_and_leaves_nothing_that_would_be_trusted(paths, fol
 def test_the_first_bad_file_stops_who_wants_it_also_where_others_let_it_pass(paths, folder):
     opened(paths, folder)
     with pytest.raises(InputError, match=r"2.png: empty"):
-        on_disk(paths, Decoder(3, "crop", strict=True), folder)
+        cache_on_disk(paths, Decoder(3, "crop", strict=True), folder)

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from helpers.photographs import CLUTTER
 
-from lightconv.data.listing import Entry, assign, class_folders, table
+from lightconv.data.listing import Entry, assign_splits, list_class_folders, read_table
 from lightconv.errors import InputError
 
 SHARES = {"test": 0.15, "validation": 0.15}
@@ -33,7 +33,7 @@ def write_table(tmp_path, text):
 def test_sub_folders_are_classes_at_any_depth_and_clutter_is_passed_over(tmp_path):
     touch(tmp_path, "b/1.jpg", "b/deep/er/2.jpg", "b/notes.txt", "a/1.jpg", "README.txt", ".git/config", "__MACOSX/b/1")
     touch(tmp_path, *(f"b/{name}" for name in CLUTTER), "b/.thumbnails/1.jpg")
-    classes, files = class_folders(tmp_path)
+    classes, files = list_class_folders(tmp_path)
     assert classes == ["a", "b"]
     assert [(entry.name, entry.label, entry.split) for entry in files] == [
         ("a/1.jpg", "a", "train"),
@@ -48,20 +48,20 @@ def test_links_are_followed_but_not_in_a_circle(tmp_path):
     (tmp_path / "set/a").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere/again").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "set/b/up").symlink_to(tmp_path / "set/b")
-    assert [entry.name for entry in class_folders(tmp_path / "set")[1]] == ["a/1.jpg", "b/2.jpg"]
+    assert [entry.name for entry in list_class_folders(tmp_path / "set")[1]] == ["a/1.jpg", "b/2.jpg"]
 
 
 @pytest.mark.parametrize("validation", ["val", "valid", "validation"])
 def test_folders_named_after_splits_are_splits(tmp_path, validation):
     touch(tmp_path, "train/a/1.jpg", "train/b/2.jpg", f"{validation}/a/3.jpg", "test/b/4.jpg")
-    classes, files = class_folders(tmp_path)
+    classes, files = list_class_folders(tmp_path)
     assert classes == ["a", "b"]
     assert {(e.label, e.split) for e in files} == {("a", "train"), ("b", "train"), ("a", "validation"), ("b", "test")}
 
 
 def test_a_class_may_be_named_like_a_split_among_others(tmp_path):
     touch(tmp_path, "train/1.jpg", "bus/2.jpg")
-    assert class_folders(tmp_path)[0] == ["bus", "train"]
+    assert list_class_folders(tmp_path)[0] == ["bus", "train"]
 
 
 @pytest.mark.parametrize(
@@ -70,19 +70,19 @@ def test_a_class_may_be_named_like_a_split_among_others(tmp_path):
 def test_a_folder_without_classes_is_told(tmp_path, files, words):
     touch(tmp_path / "set", *files) if files else None
     with pytest.raises(InputError, match=words):
-        class_folders(tmp_path / "set")
+        list_class_folders(tmp_path / "set")
 
 
 def test_a_table_names_files_labels_and_splits(tmp_path):
     file = write_table(tmp_path, f'\ufeffpath,label,split\n1.jpg,b,train\n{tmp_path}/2.jpg, a,val\n"x,y.jpg",a,test\n')
-    classes, files = table(file, None)
+    classes, files = read_table(file, None)
     assert classes == ["a", "b"]
     assert [(e.path, e.label, e.split) for e in files] == [
         (tmp_path / "1.jpg", "b", "train"),
         (tmp_path / "2.jpg", "a", "validation"),
         (tmp_path / "x,y.jpg", "a", "test"),
     ]
-    assert table(file, tmp_path / "photographs")[1][0].path == tmp_path / "photographs/1.jpg"
+    assert read_table(file, tmp_path / "photographs")[1][0].path == tmp_path / "photographs/1.jpg"
 
 
 @pytest.mark.parametrize(
@@ -92,31 +92,31 @@ def test_a_table_names_files_labels_and_splits(tmp_path):
         ("file,label\n1.jpg,a\n", "columns 'file', 'label': it needs path, label"),
         ("path,label,spilt\n1.jpg,a,test\n", "'spilt'"),
         ("path;label\n1.jpg;a\n", "'path;label'"),
-        ("path,label\n", "names no files"),
-        ("path,label\n1.jpg,\n", "line 2: not 2 filled cells"),
-        ("path,label\n1.jpg,a\n2.jpg,a,b\n", "line 3: not 2 filled cells"),
-        ("path,label\n1.jpg\n", "line 2: not 2 filled cells"),
+        ("path,label\n", "lists no files"),
+        ("path,label\n1.jpg,\n", "line 2: fill exactly 2 cells"),
+        ("path,label\n1.jpg,a\n2.jpg,a,b\n", "line 3: fill exactly 2 cells"),
+        ("path,label\n1.jpg\n", "line 2: fill exactly 2 cells"),
         ("path,label\n1.jpg,a\nx/../1.jpg,b\n", "line 3: x/../1.jpg is in line 2 already"),
-        ("path,label,split\n1.jpg,a,tset\n", "line 2: split 'tset' is none of train, val"),
+        ("path,label,split\n1.jpg,a,tset\n", "line 2: unknown split 'tset': choose one of train, val"),
         ('path,label\n"1.jpg,a\n', "cannot be read as a CSV"),
     ],
 )
 def test_mistakes_in_a_table_are_told_with_their_line(tmp_path, text, words):
     with pytest.raises(InputError, match=words):
-        table(write_table(tmp_path, text), None)
+        read_table(write_table(tmp_path, text), None)
 
 
 def test_a_table_that_is_missing_or_no_text_is_told(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
-        table(tmp_path / "missing.csv", None)
+        read_table(tmp_path / "missing.csv", None)
     (tmp_path / "labels.csv").write_bytes("path,label\nö.jpg,a\n".encode("latin-1"))
     with pytest.raises(InputError, match="UTF-8"):
-        table(tmp_path / "labels.csv", None)
+        read_table(tmp_path / "labels.csv", None)
 
 
 def test_splits_have_each_class_in_proportion_and_every_file_once():
     files = entries(100) + entries(40, "b") + entries(3, "c")
-    splits = assign(files, SHARES, 0)
+    splits = assign_splits(files, SHARES, 0)
     assert sorted(position for positions in splits.values() for position in positions) == list(range(143))
     counts = {
         split: [[files[p].label for p in positions].count(c) for c in "abc"] for split, positions in splits.items()
@@ -126,16 +126,16 @@ def test_splits_have_each_class_in_proportion_and_every_file_once():
 
 def test_splits_depend_on_names_and_seed_alone():
     files = entries(100)
-    expected = named(files, assign(files, SHARES, 0))
-    assert named(files[::-1], assign(files[::-1], SHARES, 0)) == expected
-    assert named(files, assign(files, SHARES, 1)) != expected
+    expected = named(files, assign_splits(files, SHARES, 0))
+    assert named(files[::-1], assign_splits(files[::-1], SHARES, 0)) == expected
+    assert named(files, assign_splits(files, SHARES, 1)) != expected
 
 
 @pytest.mark.parametrize("gone", [0, 17, 50, 99])
 def test_a_file_that_comes_or_goes_moves_one_at_most_across_each_border_and_none_from_training_to_testing(gone):
     files = entries(100)
     fewer = files[:gone] + files[gone + 1 :]
-    with_it, without = named(files, assign(files, SHARES, 0)), named(fewer, assign(fewer, SHARES, 0))
+    with_it, without = named(files, assign_splits(files, SHARES, 0)), named(fewer, assign_splits(fewer, SHARES, 0))
     for split, names in without.items():
         assert len(names - with_it[split]) <= 1
     assert not without["test"] & with_it["train"]
@@ -144,7 +144,7 @@ def test_a_file_that_comes_or_goes_moves_one_at_most_across_each_border_and_none
 
 def test_given_splits_stay_and_only_those_missing_are_set_apart():
     files = [*entries(20), Entry("t.jpg", Path("t.jpg"), "a", "test")]
-    splits = assign(files, {"validation": 0.2}, 0)
+    splits = assign_splits(files, {"validation": 0.2}, 0)
     assert splits["test"] == [20]
     assert len(splits["validation"]) == 4
     assert len(splits["train"]) == 16
@@ -154,5 +154,5 @@ def test_names_that_are_no_text_have_a_place_too(tmp_path):
     (tmp_path / "a").mkdir()
     with open(os.fsencode(tmp_path) + b"/a/\xff.jpg", "wb"):
         pass
-    (entry,) = class_folders(tmp_path)[1]
-    assert sum(map(len, assign([entry], SHARES, 0).values())) == 1
+    (entry,) = list_class_folders(tmp_path)[1]
+    assert sum(map(len, assign_splits([entry], SHARES, 0).values())) == 1

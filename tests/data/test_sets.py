@@ -87,7 +87,7 @@ def test_a_missing_folder_says_what_was_looked_for_and_how_to_get_it(tmp_path):
     [
         (b"", "damaged"),
         (b"hello, world", "damaged"),
-        (idx(np.zeros((200, 28, 28), np.uint8))[:-1], "announced"),
+        (idx(np.zeros((200, 28, 28), np.uint8))[:-1], "holds 156799 values instead of 200 x 28 x 28"),
         (idx(np.zeros((199, 28, 28), np.uint8)), "199 images but 200 labels"),
     ],
 )

@@ -1,7 +1,8 @@
 """What several tests share: PyTorch's own samples, and what it means to equal torch."""
 
 from collections.abc import Callable
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,22 @@ import lightconv as lc
 # importing PyTorch's samples forbids to set torch.backends.cudnn.benchmark, which users may
 torch.backends.disable_global_flags.__globals__["__allow_nonbracketed_mutation_flag"] = True
 
-checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, as everywhere in Python
+_beartype = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, as everywhere in Python
+
+
+def checked(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Check annotations at run time, except for `Literal`: an unknown choice raises lightconv's own InputError."""
+    function.__annotations__ = {name: _without_literals(hint) for name, hint in function.__annotations__.items()}
+    return _beartype(function)
+
+
+def _without_literals(hint: Any) -> Any:
+    """Replace a `Literal`, alone or in a union, by the types of its values."""
+    if get_origin(hint) is Literal:
+        return Union[tuple(type(value) for value in get_args(hint))]  # noqa: UP007
+    if get_origin(hint) in {Union, UnionType}:
+        return Union[tuple(_without_literals(part) for part in get_args(hint))]  # noqa: UP007
+    return hint
 
 
 def opinfo(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Rectangles, one an image, in shares of its width and height."""
+"""Random rectangles, one per image, in fractions of its width and height."""
 
 import math
 
@@ -10,45 +10,56 @@ _TRIES = 10
 
 
 def draw_sides(
-    n: int, size: tuple[int, int], area: tuple[float, float], aspect: tuple[float, float], generator: torch.Generator
+    n: int,
+    size: tuple[int, int],
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+    generator: torch.Generator,
 ) -> Float[Tensor, "n 2"]:
-    """Draw rectangles whose area is uniform, and the logarithm of their aspect too.
+    """Draw rectangles with uniform area and uniform logarithm of the aspect ratio.
 
-    Of ten tries, the first that fits into the image counts, as in torchvision's RandomResizedCrop and RandomErasing; if
-    none does, the first is cut to the image.
+    The first of ten tries that fits into the image counts, as in torchvision's RandomResizedCrop and RandomErasing. If
+    none fits, the first try is clipped to the image.
 
     Args:
-        n: how many.
-        size: height and width of the images in pixels.
-        area: smallest and largest share of the image's area.
-        aspect: smallest and largest width over height, in pixels.
-        generator: of the draws.
+        n: number of rectangles.
+        size: height and width of the images, in pixels.
+        area: smallest and largest area, as fractions of the image's area.
+        aspect: smallest and largest width over height, both in pixels.
+        generator: source of randomness.
 
     Returns:
-        Width and height of each.
+        Width and height of each rectangle, as fractions of the image's.
     """
     height, width = size
-    drawn = torch.rand(2, n, _TRIES, generator=generator, device=generator.device)
-    areas = area[0] + (area[1] - area[0]) * drawn[0]
-    aspects = torch.exp(math.log(aspect[0]) + math.log(aspect[1] / aspect[0]) * drawn[1]) * height / width
+    # (n, tries) each
+    uniform = torch.rand(2, n, _TRIES, generator=generator, device=generator.device)
+    areas = area[0] + (area[1] - area[0]) * uniform[0]
+    aspects = torch.exp(math.log(aspect[0]) + math.log(aspect[1] / aspect[0]) * uniform[1])
+    aspects = aspects * height / width  # fractions of the sides instead of pixels
+    # twice (n, tries) -> (n, tries, 2)
     sides = torch.stack(((areas * aspects).sqrt(), (areas / aspects).sqrt()), 2)
-    first = (sides <= 1).all(2).int().argmax(1)  # the first of equals
-    return sides.gather(1, first[:, None, None].expand(-1, 1, 2))[:, 0].clamp(max=1)
+    fits = (sides <= 1).all(2)
+    first = fits.int().argmax(1)  # of equal values, argmax returns the first
+    # (n, tries, 2) -> (n, 2)
+    return sides[torch.arange(n, device=sides.device), first].clamp(max=1)
 
 
-def within(start: Float[Tensor, "n 2"], sides: Float[Tensor, "n 2"], size: tuple[int, int]) -> Bool[Tensor, "n 1 h w"]:
-    """Which pixels have their centres in rectangles.
+def pixels_inside(
+    start: Float[Tensor, "n 2"], sides: Float[Tensor, "n 2"], size: tuple[int, int]
+) -> Bool[Tensor, "n 1 h w"]:
+    """Return a mask of the pixels with their centres inside the rectangles.
 
     Args:
-        start: left and top edge of each.
-        sides: width and height of each.
-        size: height and width of the images in pixels.
+        start: left and upper edge of each rectangle, as fractions of the image's sides.
+        sides: width and height of each rectangle, as fractions of the image's sides.
+        size: height and width of the images, in pixels.
     """
     height, width = size
-    columns, rows = (
-        ((torch.arange(length, device=start.device) + 0.5) / length - start[:, axis, None]).unsqueeze(1)
-        for axis, length in ((0, width), (1, height))
-    )
-    inside_columns = (columns >= 0) & (columns < sides[:, :1, None])
-    inside_rows = (rows >= 0) & (rows < sides[:, 1:, None])
+    # centres of the pixels, as fractions from the left or upper edge of the rectangle: (n, 1, w) and (n, 1, h)
+    columns = (torch.arange(width, device=start.device) + 0.5) / width - start[:, None, :1]
+    rows = (torch.arange(height, device=start.device) + 0.5) / height - start[:, None, 1:]
+    inside_columns = (columns >= 0) & (columns < sides[:, None, :1])
+    inside_rows = (rows >= 0) & (rows < sides[:, None, 1:])
+    # (n, 1, h, 1) & (n, 1, 1, w) -> (n, 1, h, w)
     return inside_rows[..., None] & inside_columns[:, :, None]

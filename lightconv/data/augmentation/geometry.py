@@ -1,24 +1,26 @@
-"""Every move of an image as one map from where a pixel is seen to where it comes from, and one resampling.
+"""All moves of an image composed into one map from seen places to source places, with one resampling.
 
-Places are grid_sample's: from -1 at the left and upper edge of an image to 1 at the right and lower one.
+Coordinates are grid_sample's: -1 at the left and upper edge of an image, 1 at the right and lower edge.
 """
 
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample, pad
 
 from lightconv.data.augmentation.boxes import draw_sides
 
-PADDING_MODES = ("zeros", "border", "reflection")
+PaddingMode = Literal["zeros", "border", "reflection"]
+PADDING_MODES: tuple[str, ...] = get_args(PaddingMode)
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Move every image by its own random amount: mirror, crop, shift, rotate, shear, scale and squeeze, in this order.
+    """Random moves of every image: mirror, crop, shift, rotate, shear, scale and squeeze, in this order.
 
     Attributes are the arguments of Augmentation.
     """
@@ -33,37 +35,53 @@ class Geometry:
     shear: float
     scale: float
     squeeze: float
-    padding_mode: str
+    padding_mode: PaddingMode
 
     def __call__(self, images: Float[Tensor, "n c h w"], generator: torch.Generator) -> Float[Tensor, "n c h w"]:
         """Return moved copies of the images."""
-        if self._moves_whole_pixels():
-            return self._moved(images, generator)
-        sources = self.sources(len(images), (images.shape[2], images.shape[3]), generator)
-        grid = affine_grid(sources, list(images.shape), align_corners=False)
-        return grid_sample(images, grid, padding_mode=self.padding_mode, align_corners=False)
+        moves_fractions = any((self.rotation, self.scale, self.shift, self.squeeze, self.shear, self.crop_area))
+        pads_values = self.crop and self.padding_mode != "zeros"
+        if moves_fractions or pads_values:
+            # (n, 2, 3) -> (n, h, w, 2)
+            maps = self.draw_maps(len(images), (images.shape[2], images.shape[3]), generator)
+            grid = affine_grid(maps, list(images.shape), align_corners=False)
+            return grid_sample(images, grid, padding_mode=self.padding_mode, align_corners=False)
+        # whole pixels: indexing is exact and quicker than resampling
+        for axis, mirrored in self._draw_mirrored(len(images), generator).items():
+            images = torch.where(mirrored[:, None, None, None], images.flip(axis), images)
+        if self.crop:
+            images = cut_windows(images, self._draw_corners(len(images), generator), self.crop)
+        return images
 
-    def sources(self, n: int, size: tuple[int, int], generator: torch.Generator) -> Float[Tensor, "n 2 3"]:
+    def draw_maps(self, n: int, size: tuple[int, int], generator: torch.Generator) -> Float[Tensor, "n 2 3"]:
         """Draw the map of each image, as affine_grid takes it.
 
         Args:
-            n: how many.
-            size: height and width of the images in pixels.
-            generator: of the draws.
+            n: number of images.
+            size: height and width of the images, in pixels.
+            generator: source of randomness.
         """
-        half, centre = self._window(n, size, generator)
-        linear, shift = self._distortion(n, size, generator)
-        return torch.cat((half[:, :, None] * linear, (half * shift + centre)[:, :, None]), 2)
+        half, centre = self._draw_window(n, size, generator)
+        linear, shift = self._draw_distortion(n, size, generator)
+        # the window scales and moves whatever the distortion maps: (n, 2, 2) and (n, 2, 1) -> (n, 2, 3)
+        linear = half[:, :, None] * linear
+        constant = half * shift + centre
+        return torch.cat((linear, constant[:, :, None]), 2)
 
-    def _window(self, n: int, size: tuple[int, int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The part of each image that is seen, half its sides, negative where mirrored, and its centre: (n, 2) each."""
+    def _draw_window(self, n: int, size: tuple[int, int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw the visible window of each image: half its sides, negative if mirrored, and its centre.
+
+        Shape:
+            - returned: (n, 2) each, horizontal before vertical, in units of half the image's sides.
+        """
         height, width = size
         half = torch.ones(n, 2, device=generator.device)
-        for axis, mirrored in self._mirrored(n, generator).items():
+        for axis, mirrored in self._draw_mirrored(n, generator).items():
+            # axis 3 of images is horizontal, 2 vertical
             half[:, 3 - axis] = 1 - 2 * mirrored.float()
         centre = torch.zeros_like(half)
         if self.crop:
-            rows, columns = self._corners(n, generator)[..., 0] - self.crop
+            rows, columns = self._draw_corners(n, generator) - self.crop
             centre = 2 * half * torch.stack((columns / width, rows / height), 1)
         if self.crop_area:
             sides = draw_sides(n, size, self.crop_area, self.crop_aspect, generator)
@@ -72,46 +90,59 @@ class Geometry:
             half = half * sides
         return half, centre
 
-    def _distortion(self, n: int, size: tuple[int, int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The map (n, 2, 2) about the centre of what is seen, and the shift (n, 2) of that centre."""
+    def _draw_distortion(self, n: int, size: tuple[int, int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw the linear map about the centre of the window, (n, 2, 2), and the shift of this centre, (n, 2)."""
         angle, scale, *shift = 2 * torch.rand(4, n, generator=generator, device=generator.device) - 1
         squeeze, slant = 2 * torch.rand(2, n, generator=generator, device=generator.device) - 1
-        angle, slant = math.radians(self.rotation) * angle, torch.tan(math.radians(self.shear) * slant)
-        scale, squeeze = 1 + self.scale * scale, (1 + self.squeeze) ** (squeeze / 2)
-        across, down, aspect = scale * squeeze, scale / squeeze, size[0] / size[1]
-        cosine, sine = torch.cos(angle), torch.sin(angle)
-        # an angle is one between pixels, of which height and width may have different numbers
-        upper = cosine / across, (cosine * slant - sine) * aspect / down
-        lower = sine / aspect / across, (sine * slant + cosine) / down
-        return torch.stack((*upper, *lower), 1).view(n, 2, 2), 2 * self.shift * torch.stack(shift, 1)
+        angle = math.radians(self.rotation) * angle
+        slant = torch.tan(math.radians(self.shear) * slant)
+        scale = 1 + self.scale * scale
+        squeeze = (1 + self.squeeze) ** (squeeze / 2)
+        across = scale * squeeze
+        down = scale / squeeze
+        cosine = torch.cos(angle)
+        sine = torch.sin(angle)
+        # Angles are between pixels, but both axes run from -1 to 1 whatever the number of pixels. The aspect ratio
+        # therefore enters off the diagonal.
+        aspect = size[0] / size[1]
+        entries = (
+            cosine / across,
+            (cosine * slant - sine) * aspect / down,
+            sine / aspect / across,
+            (sine * slant + cosine) / down,
+        )
+        # four times (n,) -> (n, 2, 2)
+        linear = torch.stack(entries, 1).view(n, 2, 2)
+        return linear, 2 * self.shift * torch.stack(shift, 1)
 
-    def _mirrored(self, n: int, generator: torch.Generator) -> dict[int, Bool[Tensor, " n"]]:
-        """Which images are mirrored along each axis of the batch along which any may be."""
-        shares = {3: self.flip, 2: self.vertical_flip}
-        return {
-            axis: torch.rand(n, generator=generator, device=generator.device) < share
-            for axis, share in shares.items()
-            if share
-        }
+    def _draw_mirrored(self, n: int, generator: torch.Generator) -> dict[int, Bool[Tensor, " n"]]:
+        """Draw the images to mirror, for each axis with a probability; the axis counts in (n, c, h, w)."""
+        mirrored = {}
+        for axis, probability in ((3, self.flip), (2, self.vertical_flip)):
+            if probability:
+                mirrored[axis] = torch.rand(n, generator=generator, device=generator.device) < probability
+        return mirrored
 
-    def _corners(self, n: int, generator: torch.Generator) -> Tensor:
-        """Upper and left edge (2, n, 1) of the window in each padded image."""
-        return torch.randint(2 * self.crop + 1, (2, n, 1), generator=generator, device=generator.device)
+    def _draw_corners(self, n: int, generator: torch.Generator) -> Int64[Tensor, "2 n"]:
+        """Draw upper and left edge of the window in each padded image, in pixels."""
+        return torch.randint(2 * self.crop + 1, (2, n), generator=generator, device=generator.device)
 
-    def _moves_whole_pixels(self) -> bool:
-        resampled = self.rotation, self.scale, self.shift, self.squeeze, self.shear, self.crop_area
-        return not any(resampled) and (self.padding_mode == "zeros" or not self.crop)
 
-    def _moved(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        for axis, mirrored in self._mirrored(len(images), generator).items():
-            images = torch.where(mirrored[:, None, None, None], images.flip(axis), images)
-        return self._cropped(images, generator) if self.crop else images
+def cut_windows(
+    images: Float[Tensor, "n c h w"], corners: Int64[Tensor, "2 n"], padding: int
+) -> Float[Tensor, "n c h w"]:
+    """Pad images with zeros and cut one window of the old size out of each.
 
-    def _cropped(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        n, _, height, width = images.shape
-        corners = self._corners(n, generator)
-        rows = corners[0] + torch.arange(height, device=images.device)
-        columns = corners[1] + torch.arange(width, device=images.device)
-        padded = pad(images, [self.crop] * 4)
-        image = torch.arange(n, device=images.device)[:, None, None]
-        return padded.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    Args:
+        images: images to crop.
+        corners: upper and left edge of each window in the padded image, in pixels.
+        padding: zeros added on each side, in pixels.
+    """
+    n, _, height, width = images.shape
+    # index of (n, h, w) pixels in the padded images: (n, 1, 1), (n, h, 1) and (n, 1, w) broadcast
+    image = torch.arange(n, device=images.device)[:, None, None]
+    rows = corners[0, :, None, None] + torch.arange(height, device=images.device)[:, None]
+    columns = corners[1, :, None, None] + torch.arange(width, device=images.device)
+    # (n, c, h + 2p, w + 2p) -> (n, h, w, c) -> (n, c, h, w)
+    padded = pad(images, [padding] * 4).permute(0, 2, 3, 1)
+    return padded[image, rows, columns].permute(0, 3, 1, 2)

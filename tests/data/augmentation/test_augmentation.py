@@ -2,27 +2,27 @@ import pytest
 import torch
 
 from lightconv.data import Augmentation, Digits
-from lightconv.data.batches import generator
+from lightconv.data.batches import seeded_generator
 from lightconv.errors import InputError
 
 IMAGES = torch.rand(64, 2, 6, 8, generator=torch.Generator().manual_seed(0))
 
 
 def test_does_nothing_by_default():
-    assert Augmentation()(IMAGES, generator(0)) is IMAGES
+    assert Augmentation()(IMAGES, seeded_generator(0)) is IMAGES
 
 
 def test_mirrors_about_the_asked_share_exactly():
-    varied = Augmentation(flip=0.5)(IMAGES, generator(0))
+    varied = Augmentation(flip=0.5)(IMAGES, seeded_generator(0))
     kept = (varied == IMAGES).flatten(1).all(1)
     mirrored = (varied == IMAGES.flip(3)).flatten(1).all(1)
     assert (kept ^ mirrored).all()
     assert 16 < mirrored.sum() < 48
-    assert torch.equal(Augmentation(flip=1)(IMAGES, generator(0)), IMAGES.flip(3))
+    assert torch.equal(Augmentation(flip=1)(IMAGES, seeded_generator(0)), IMAGES.flip(3))
 
 
 def test_crops_are_whole_windows_of_the_padded_image():
-    varied = Augmentation(crop=1)(IMAGES, generator(0))
+    varied = Augmentation(crop=1)(IMAGES, seeded_generator(0))
     padded = torch.nn.functional.pad(IMAGES, [1, 1, 1, 1])
     windows = torch.stack([padded[:, :, r : r + 6, c : c + 8] for r in range(3) for c in range(3)])
     hits = (windows == varied).flatten(2).all(2)
@@ -33,7 +33,7 @@ def test_crops_are_whole_windows_of_the_padded_image():
 def test_shift_moves_by_at_most_the_asked_fraction():
     point = torch.zeros(256, 1, 21, 21)
     point[:, :, 10, 10] = 1
-    varied = Augmentation(shift=2 / 21)(point, generator(0))
+    varied = Augmentation(shift=2 / 21)(point, seeded_generator(0))
     rows = (varied.sum((1, 3)) * torch.arange(21)).sum(1) - 10
     assert rows.abs().max() <= 2 + 1e-4
     assert rows.min() < -1.5
@@ -44,7 +44,7 @@ def test_rotation_by_a_right_angle():
     augmentation = Augmentation(rotation=90)
     ends = torch.zeros(512, 1, 5, 5)
     ends[:, :, 0, 2] = 1  # a dot at the top may travel to the left and right, never to the bottom
-    varied = augmentation(ends, generator(0))
+    varied = augmentation(ends, seeded_generator(0))
     assert varied[:, 0, 4].abs().max() < 1e-6
     assert varied[:, 0, 2, 0].max() > 0.9
     assert varied[:, 0, 2, 4].max() > 0.9
@@ -53,7 +53,7 @@ def test_rotation_by_a_right_angle():
 def test_scale_is_within_bounds():
     square = torch.zeros(256, 1, 40, 40)
     square[:, :, 10:30, 10:30] = 1
-    area = Augmentation(scale=0.1)(square, generator(0)).sum((1, 2, 3)).sqrt() / 20
+    area = Augmentation(scale=0.1)(square, seeded_generator(0)).sum((1, 2, 3)).sqrt() / 20
     assert 0.89 < area.min() < 0.93
     assert 1.07 < area.max() < 1.11
 
@@ -70,10 +70,10 @@ def test_the_same_generator_gives_the_same_images_and_each_its_own(channels, dev
     images = IMAGES[:1, :1].expand(8, channels, -1, -1).to(device)
     augmentation = Augmentation(**EVERYTHING)
     torch.manual_seed(1)
-    first = augmentation(images, generator(3, device=device))
+    first = augmentation(images, seeded_generator(3, device=device))
     torch.manual_seed(2)
-    assert torch.equal(first, Augmentation(**EVERYTHING)(images, generator(3, device=device)))
-    assert not torch.equal(first, augmentation(images, generator(4, device=device)))
+    assert torch.equal(first, Augmentation(**EVERYTHING)(images, seeded_generator(3, device=device)))
+    assert not torch.equal(first, augmentation(images, seeded_generator(4, device=device)))
     assert len({tuple(image.flatten().tolist()) for image in first}) == 8
     assert first.shape == images.shape
 
@@ -81,7 +81,7 @@ def test_the_same_generator_gives_the_same_images_and_each_its_own(channels, dev
 @pytest.mark.parametrize("name", EVERYTHING)
 def test_every_setting_changes_something(name):
     images = torch.rand(64, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    assert not torch.equal(Augmentation(**{name: EVERYTHING[name]})(images, generator(0)), images)
+    assert not torch.equal(Augmentation(**{name: EVERYTHING[name]})(images, seeded_generator(0)), images)
 
 
 @pytest.mark.parametrize("name", EVERYTHING)
@@ -94,7 +94,7 @@ def test_what_is_said_of_it_tells_every_setting(name):
 def test_images_are_not_changed_in_place():
     images = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     before = images.clone()
-    Augmentation(**EVERYTHING)(images, generator(0))
+    Augmentation(**EVERYTHING)(images, seeded_generator(0))
     assert torch.equal(images, before)
 
 

@@ -3,7 +3,7 @@ import torch
 from torchvision.transforms.v2 import functional as F
 
 from lightconv.data import Augmentation
-from lightconv.data.batches import generator
+from lightconv.data.batches import seeded_generator
 
 COLOURED = torch.rand(16, 3, 9, 11, generator=torch.Generator().manual_seed(0))
 COLOURED[0], COLOURED[1] = 0, 0.3
@@ -21,33 +21,33 @@ GREY = COLOURED[:, :1]
 )
 @pytest.mark.parametrize("largest", [0.2, 1.0])
 def test_factors_are_drawn_per_image_and_applied_as_by_torchvision(images, name, row, theirs, largest):
-    factors = 1 + largest * (2 * torch.rand(5, len(images), generator=generator(0))[row] - 1)
+    factors = 1 + largest * (2 * torch.rand(5, len(images), generator=seeded_generator(0))[row] - 1)
     expected = [theirs(image, factor) for image, factor in zip(images, factors.tolist(), strict=True)]
-    torch.testing.assert_close(Augmentation(**{name: largest})(images, generator(0)), torch.stack(expected))
+    torch.testing.assert_close(Augmentation(**{name: largest})(images, seeded_generator(0)), torch.stack(expected))
     assert factors.max() - factors.min() > largest
 
 
 @pytest.mark.parametrize("images", [COLOURED, GREY], ids=["coloured", "grey"])
 def test_hues_are_drawn_per_image_and_turned_as_by_torchvision(images):
-    turns = 0.5 * (2 * torch.rand(5, len(images), generator=generator(0))[3] - 1)
+    turns = 0.5 * (2 * torch.rand(5, len(images), generator=seeded_generator(0))[3] - 1)
     expected = [F.adjust_hue(image, turn) for image, turn in zip(images, turns.tolist(), strict=True)]
-    torch.testing.assert_close(Augmentation(hue=0.5)(images, generator(0)), torch.stack(expected))
+    torch.testing.assert_close(Augmentation(hue=0.5)(images, seeded_generator(0)), torch.stack(expected))
 
 
 def test_some_images_lose_their_colours():
-    varied = Augmentation(grayscale=0.5)(COLOURED, generator(0))
+    varied = Augmentation(grayscale=0.5)(COLOURED, seeded_generator(0))
     grey = F.rgb_to_grayscale(COLOURED, num_output_channels=3)
     lost = torch.isclose(varied, grey).flatten(1).all(1)
     kept = (varied == COLOURED).flatten(1).all(1)
     assert (lost[2:] ^ kept[2:]).all()
     assert 3 < lost[2:].sum() < 11
-    assert torch.equal(Augmentation(grayscale=1)(GREY, generator(0)), GREY)
+    assert torch.equal(Augmentation(grayscale=1)(GREY, seeded_generator(0)), GREY)
 
 
 def test_all_of_them_follow_each_other_and_stay_within_0_and_1():
     options = {"brightness": 0.5, "contrast": 0.4, "saturation": 0.3, "hue": 0.2}
-    varied = Augmentation(**options)(COLOURED, generator(0))
-    drawn = 2 * torch.rand(5, 16, generator=generator(0)) - 1
+    varied = Augmentation(**options)(COLOURED, seeded_generator(0))
+    drawn = 2 * torch.rand(5, 16, generator=seeded_generator(0)) - 1
     for index, image in enumerate(COLOURED):
         expected = F.adjust_brightness(image, 1 + 0.5 * drawn[0, index].item())
         expected = F.adjust_contrast(expected, 1 + 0.4 * drawn[1, index].item())
@@ -60,5 +60,7 @@ def test_all_of_them_follow_each_other_and_stay_within_0_and_1():
 
 def test_images_of_other_channels_have_brightness_and_contrast():
     infrared = COLOURED[:, :2]
-    varied = Augmentation(brightness=0.2, contrast=0.2, saturation=1, hue=0.5, grayscale=1)(infrared, generator(0))
-    assert torch.equal(varied, Augmentation(brightness=0.2, contrast=0.2)(infrared, generator(0)))
+    varied = Augmentation(brightness=0.2, contrast=0.2, saturation=1, hue=0.5, grayscale=1)(
+        infrared, seeded_generator(0)
+    )
+    assert torch.equal(varied, Augmentation(brightness=0.2, contrast=0.2)(infrared, seeded_generator(0)))

@@ -5,7 +5,7 @@ from torchvision.transforms.v2 import functional as F
 
 from lightconv.data import Augmentation
 from lightconv.data.augmentation.erasing import erase
-from lightconv.data.batches import generator
+from lightconv.data.batches import seeded_generator
 
 IMAGES = 2 + torch.rand(400, 2, 20, 30, generator=torch.Generator().manual_seed(0))
 
@@ -19,7 +19,7 @@ def boxes(erased):
 
 
 def test_a_rectangle_of_each_image_is_replaced_as_torchvision_does():
-    erased = erase(IMAGES, 1.0, generator(0))
+    erased = erase(IMAGES, 1.0, seeded_generator(0))
     for (top, left, height, width), image, before in zip(boxes(erased), erased, IMAGES, strict=True):
         noise = image[:, top : top + height, left : left + width]
         assert torch.equal(image, F.erase(before, top, left, height, width, noise))
@@ -31,13 +31,13 @@ def test_rectangles_are_as_large_as_torchvisions_and_anywhere():
     torch.manual_seed(0)
     theirs = RandomErasing(scale=(0.02, 1 / 3), ratio=(0.3, 1 / 0.3), value=0)
     expected = [theirs.make_params([IMAGES[0]]) for _ in range(2000)]
-    tops, lefts, heights, widths = zip(*boxes(erase(IMAGES.repeat(5, 1, 1, 1), 1.0, generator(0))), strict=True)
+    tops, lefts, heights, widths = zip(*boxes(erase(IMAGES.repeat(5, 1, 1, 1), 1.0, seeded_generator(0))), strict=True)
     for ours, name in ((tops, "i"), (lefts, "j"), (heights, "h"), (widths, "w")):
         assert kstest(ours, [box[name] for box in expected]).statistic < 0.06
 
 
 def test_the_asked_share_is_erased_and_the_others_stay():
-    erased = Augmentation(erasing=0.25)(IMAGES, generator(0))
+    erased = Augmentation(erasing=0.25)(IMAGES, seeded_generator(0))
     touched = (erased != IMAGES).flatten(1).any(1)
     assert 70 < touched.sum() < 130
-    assert torch.equal(Augmentation(erasing=0)(IMAGES, generator(0)), IMAGES)
+    assert torch.equal(Augmentation(erasing=0)(IMAGES, seeded_generator(0)), IMAGES)

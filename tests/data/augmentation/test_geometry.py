@@ -7,8 +7,8 @@ from torch.nn.functional import affine_grid, grid_sample, pad
 from torchvision.transforms.v2 import functional as F
 
 from lightconv.data import Augmentation
-from lightconv.data.augmentation.boxes import draw_sides, within
-from lightconv.data.batches import generator
+from lightconv.data.augmentation.boxes import draw_sides, pixels_inside
+from lightconv.data.batches import seeded_generator
 
 SQUARE = torch.rand(32, 3, 28, 28, generator=torch.Generator().manual_seed(0))
 WIDE = torch.rand(32, 2, 18, 30, generator=torch.Generator().manual_seed(1))
@@ -51,24 +51,24 @@ def first_release(images, generator, flip=0.0, crop=0, rotation=0.0, scale=0.0, 
 )
 def test_the_recipes_of_the_first_release_have_the_same_bits(options):
     for seed in range(3):
-        expected = first_release(SQUARE, generator(seed), **options)
-        assert torch.equal(Augmentation(**options)(SQUARE, generator(seed)), expected)
+        expected = first_release(SQUARE, seeded_generator(seed), **options)
+        assert torch.equal(Augmentation(**options)(SQUARE, seeded_generator(seed)), expected)
 
 
 def test_mirrors_and_crops_come_to_the_same_within_a_resampling():
     options = {"flip": 0.5, "vertical_flip": 0.5, "crop": 3}
-    whole = Augmentation(**options)(WIDE, generator(0))
-    resampled = Augmentation(**options, rotation=1e-9)(WIDE, generator(0))
+    whole = Augmentation(**options)(WIDE, seeded_generator(0))
+    resampled = Augmentation(**options, rotation=1e-9)(WIDE, seeded_generator(0))
     torch.testing.assert_close(resampled, whole, rtol=0, atol=1e-4)
 
 
 def drawn(images, seed=0, **options):
     """What is drawn first for the geometry, in torchvision's words, and the images that it makes."""
-    draw = generator(seed)
+    draw = seeded_generator(seed)
     angle, scale, x, y = (2 * torch.rand(4, len(images), generator=draw) - 1).tolist()
     squeeze, slant = (2 * torch.rand(2, len(images), generator=draw) - 1).tolist()
     return zip(
-        Augmentation(**options)(images, generator(seed)), images, angle, scale, x, y, squeeze, slant, strict=True
+        Augmentation(**options)(images, seeded_generator(seed)), images, angle, scale, x, y, squeeze, slant, strict=True
     )
 
 
@@ -110,7 +110,7 @@ def test_shifts_are_torchvisions():
 
 def test_a_squeeze_keeps_the_area():
     squeezed = Augmentation(squeeze=1)
-    sources = squeezed.geometry.sources(2000, (28, 28), generator(0))
+    sources = squeezed.geometry.draw_maps(2000, (28, 28), seeded_generator(0))
     across, down = sources[:, 0, 0], sources[:, 1, 1]
     torch.testing.assert_close(across * down, torch.ones(2000))
     assert across.min() == pytest.approx(0.5**0.5, abs=0.01)
@@ -125,8 +125,8 @@ def test_all_moves_share_one_resampling_and_come_in_the_documented_order(monkeyp
 
     options = {"flip": 1, "crop": 2, "shift": 0.2, "rotation": 30, "shear": 20, "scale": 0.2, "squeeze": 0.3}
     augmentation, size = Augmentation(**options), (18, 30)
-    sources = augmentation.geometry.sources(8, size, generator(0))
-    draw = generator(0)
+    sources = augmentation.geometry.draw_maps(8, size, seeded_generator(0))
+    draw = seeded_generator(0)
     torch.rand(8, generator=draw)
     corners = torch.randint(5, (2, 8, 1), generator=draw)
     angle, scale, x, y = 2 * torch.rand(4, 8, generator=draw, dtype=torch.float32) - 1
@@ -152,15 +152,15 @@ def test_all_moves_share_one_resampling_and_come_in_the_documented_order(monkeyp
         "lightconv.data.augmentation.geometry.grid_sample",
         lambda *arguments, **options: calls.append(arguments) or grid_sample(*arguments, **options),
     )
-    augmentation(WIDE, generator(0))
+    augmentation(WIDE, seeded_generator(0))
     assert len(calls) == 1
 
 
 def test_a_part_is_cut_out_and_enlarged_as_by_torchvision():
     image, size = SQUARE[:1, :, :16, :16], (16, 16)
     augmentation = Augmentation(crop_area=[1 / 4, 1 / 4], crop_aspect=[1, 1])
-    varied = augmentation(image.expand(20_000, -1, -1, -1), generator(0))
-    sources = augmentation.geometry.sources(20_000, size, generator(0))
+    varied = augmentation(image.expand(20_000, -1, -1, -1), seeded_generator(0))
+    sources = augmentation.geometry.draw_maps(20_000, size, seeded_generator(0))
     assert torch.equal(sources[:, :, :2], 0.5 * torch.eye(2).expand(20_000, 2, 2))
     corners = (sources[:, :, 2] + 1) * 8 - 4
     assert (corners.min(), corners.max()) == (pytest.approx(0, abs=1e-2), pytest.approx(8, abs=1e-2))
@@ -180,13 +180,13 @@ def test_rectangles_are_as_large_as_torchvisions(area, aspect):
     torch.manual_seed(0)
     theirs = RandomResizedCrop(8, area, aspect)
     boxes = [theirs.make_params([torch.empty(3, 400, 600)]) for _ in range(3000)]
-    ours = draw_sides(3000, (400, 600), area, aspect, generator(0))
+    ours = draw_sides(3000, (400, 600), area, aspect, seeded_generator(0))
     assert kstest(ours[:, 0].numpy(), [box["width"] / 600 for box in boxes]).pvalue > 0.01
     assert kstest(ours[:, 1].numpy(), [box["height"] / 400 for box in boxes]).pvalue > 0.01
 
 
 def test_a_rectangle_that_never_fits_is_cut_to_the_image():
-    assert torch.equal(draw_sides(4, (20, 20), (1.0, 1.0), (2.0, 2.0), generator(0))[:, 0], torch.ones(4))
+    assert torch.equal(draw_sides(4, (20, 20), (1.0, 1.0), (2.0, 2.0), seeded_generator(0))[:, 0], torch.ones(4))
 
 
 def test_rectangles_are_made_of_the_pixels_whose_centres_they_hold():
@@ -194,7 +194,7 @@ def test_rectangles_are_made_of_the_pixels_whose_centres_they_hold():
         torch.tensor([[0.25, 0.0], [0.26, 0.0], [-1.0, -1.0]]),
         torch.tensor([[0.5, 1.0], [0.5, 0.1], [3, 3.0]]),
     )
-    columns, first, everything = within(start, sides, (2, 4))[:, 0]
+    columns, first, everything = pixels_inside(start, sides, (2, 4))[:, 0]
     assert columns.tolist() == [[False, True, True, False]] * 2
     assert not first.any()
     assert everything.all()
@@ -203,13 +203,15 @@ def test_rectangles_are_made_of_the_pixels_whose_centres_they_hold():
 @pytest.mark.parametrize(("mode", "edge"), [("zeros", 0.0), ("border", 1.0), ("reflection", 1.0)])
 @pytest.mark.parametrize("options", [{"crop": 4}, {"shift": 0.2, "rotation": 20}], ids=str)
 def test_what_enters_is_what_was_asked_for(mode, edge, options):
-    varied = Augmentation(padding_mode=mode, **options)(torch.ones(64, 1, 12, 12), generator(0))
+    varied = Augmentation(padding_mode=mode, **options)(torch.ones(64, 1, 12, 12), seeded_generator(0))
     assert varied.min() == pytest.approx(edge, abs=1e-5)
 
 
 def test_reflection_shows_the_inside_and_border_the_edge():
     ramp = torch.arange(12.0).expand(64, 1, 12, 12)
-    reflected, edged = (Augmentation(crop=4, padding_mode=m)(ramp, generator(0)) for m in ("reflection", "border"))
+    reflected, edged = (
+        Augmentation(crop=4, padding_mode=m)(ramp, seeded_generator(0)) for m in ("reflection", "border")
+    )
     shift = (reflected[:, 0, 0, 6] - 6).round().long()  # of the image to the left
     assert set(shift.tolist()) == set(range(-4, 5))
     for image, other, by in zip(reflected[:, 0, 0], edged[:, 0, 0], shift.tolist(), strict=True):

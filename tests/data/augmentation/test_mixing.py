@@ -6,7 +6,7 @@ from torchvision.transforms.v2 import CutMix, MixUp
 
 from lightconv.data import Digits, Mixing
 from lightconv.data.augmentation.mixing import draw_beta
-from lightconv.data.batches import generator
+from lightconv.data.batches import seeded_generator
 from lightconv.errors import InputError
 
 IMAGES = torch.rand(64, 3, 12, 20, generator=torch.Generator().manual_seed(0))
@@ -23,8 +23,8 @@ def torchvisions(mixing, index, **parameters):
 
 def test_mixup_is_torchvisions_with_an_amount_for_each_image():
     mixing = Mixing(mixup=0.4)
-    images, labels = mixing(IMAGES, LABELS, generator(0))
-    kept = mixing.kept(64, (12, 20), generator(0))[:, 0, 0, 0]
+    images, labels = mixing(IMAGES, LABELS, seeded_generator(0))
+    kept = mixing.draw_masks(64, (12, 20), seeded_generator(0))[:, 0, 0, 0]
     assert len(kept.unique()) == 64
     for index, share in enumerate(kept.tolist()):
         expected, label = torchvisions(MixUp(num_classes=5), index, lam=share)
@@ -34,8 +34,8 @@ def test_mixup_is_torchvisions_with_an_amount_for_each_image():
 
 def test_cutmix_is_torchvisions_with_a_rectangle_for_each_image():
     mixing = Mixing(cutmix=1)
-    images, labels = mixing(IMAGES, LABELS, generator(0))
-    for index, kept in enumerate(mixing.kept(64, (12, 20), generator(0))[:, 0]):
+    images, labels = mixing(IMAGES, LABELS, seeded_generator(0))
+    for index, kept in enumerate(mixing.draw_masks(64, (12, 20), seeded_generator(0))[:, 0]):
         rows, columns = (kept == 0).nonzero(as_tuple=True)
         box = (0, 0, 0, 0)
         if len(rows):
@@ -49,13 +49,13 @@ def test_cutmix_rectangles_are_as_large_as_torchvisions():
     torch.manual_seed(0)
     size = (100, 150)  # torchvision rounds down to whole pixels: not too few of them
     theirs = [CutMix(num_classes=5).make_params([torch.empty(3, *size)])["lam_adjusted"] for _ in range(3000)]
-    ours = Mixing(cutmix=1).kept(1000, size, generator(0)).mean((1, 2, 3))
+    ours = Mixing(cutmix=1).draw_masks(1000, size, seeded_generator(0)).mean((1, 2, 3))
     assert kstest(ours.numpy(), theirs).statistic < 0.06
 
 
 @pytest.mark.parametrize("parameter", [0.01, 0.2, 1.0, 3.0])
 def test_shares_come_from_the_beta_distribution(parameter):
-    shares = draw_beta(parameter, 5000, generator(0))
+    shares = draw_beta(parameter, 5000, seeded_generator(0))
     assert shares.isfinite().all()
     assert shares.mean() == pytest.approx(0.5, abs=0.02)
     if parameter >= 0.2:  # less is 0 or 1 in float32
@@ -63,7 +63,7 @@ def test_shares_come_from_the_beta_distribution(parameter):
 
 
 def test_with_both_each_image_has_one_of_them_and_some_neither():
-    kept = Mixing(mixup=1, cutmix=1, probability=0.6).kept(4000, (8, 8), generator(0)).flatten(1)
+    kept = Mixing(mixup=1, cutmix=1, probability=0.6).draw_masks(4000, (8, 8), seeded_generator(0)).flatten(1)
     untouched = (kept == 1).all(1)
     mixed = ((kept > 0) & (kept < 1)).all(1)
     cut = ~untouched & ((kept == 0) | (kept == 1)).all(1)
@@ -73,7 +73,7 @@ def test_with_both_each_image_has_one_of_them_and_some_neither():
 
 
 def test_a_batch_of_one_stays_as_it_is():
-    images, labels = Mixing(mixup=1, cutmix=1)(IMAGES[:1], LABELS[:1], generator(0))
+    images, labels = Mixing(mixup=1, cutmix=1)(IMAGES[:1], LABELS[:1], seeded_generator(0))
     torch.testing.assert_close(images, IMAGES[:1])
     torch.testing.assert_close(labels, LABELS[:1])
 
@@ -100,10 +100,10 @@ def test_training_batches_have_shares_for_labels_and_others_have_classes():
 def test_mixing_depends_on_the_seed_alone(device):
     images, labels, mixing = IMAGES.to(device), LABELS.to(device), Mixing(mixup=0.2, cutmix=1)
     torch.manual_seed(1)
-    once = mixing(images, labels, generator(3, device=device))
+    once = mixing(images, labels, seeded_generator(3, device=device))
     torch.manual_seed(2)
-    again = mixing(images, labels, generator(3, device=device))
-    other = mixing(images, labels, generator(4, device=device))
+    again = mixing(images, labels, seeded_generator(3, device=device))
+    other = mixing(images, labels, seeded_generator(4, device=device))
     assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(once, other, strict=True))
 
