@@ -1,6 +1,6 @@
-"""``LIGHTCONV=1 python script.py``: what Lightning asks, for every Trainer and Fabric, which callbacks to add.
+"""Entry point for ``LIGHTCONV=1 python script.py``: Lightning calls it for the callbacks of every Trainer and Fabric.
 
-Beside the package, not within: where the variable is not set, neither lightconv nor Triton is imported.
+It lies beside the package, so that neither lightconv nor Triton is imported if the variable is not set.
 """
 
 import os
@@ -8,10 +8,10 @@ from typing import Any
 
 
 def callbacks() -> list[Any]:
-    """A KernelSwap if LIGHTCONV is 1; none if it is 0, empty or not set.
+    """Return a KernelSwap if LIGHTCONV is 1, and no callback if it is 0, empty or not set.
 
     Raises:
-        InputError: for any other value.
+        InputError: If LIGHTCONV has any other value.
     """
     value = os.environ.get("LIGHTCONV", "")
     if value in {"", "0"}:
@@ -19,7 +19,7 @@ def callbacks() -> list[Any]:
     if value != "1":
         from lightconv.errors import InputError  # noqa: PLC0415
 
-        raise InputError(f"LIGHTCONV={value} means nothing: 1 runs every Trainer's model on lightconv, 0 none")
+        raise InputError(f"LIGHTCONV={value} is unknown: set 1 to run every Trainer's model on lightconv, or 0")
     from lightconv.callbacks.kernel_swap import DefaultKernelSwap  # noqa: PLC0415
 
     return [DefaultKernelSwap()]

@@ -1,4 +1,4 @@
-"""Names that moved: the old place still resolves them, with a DeprecationWarning that names the new one."""
+"""Deprecation of public names that moved: the old place resolves them with a DeprecationWarning."""
 
 import importlib
 import warnings
@@ -7,14 +7,14 @@ from typing import Any
 
 
 def moved(old_module: str, new_places: Mapping[str, str]) -> Callable[[str], Any]:
-    """Build a module's ``__getattr__`` for names that live elsewhere now.
+    """Build the ``__getattr__`` of a module whose names moved.
 
     Args:
         old_module: the module's own ``__name__``.
-        new_places: the module that holds each name today, keyed by name.
+        new_places: new module per name.
 
     Returns:
-        A function to assign to ``__getattr__`` in the old module.
+        Function to assign to ``__getattr__`` in the old module. It warns with the new place and returns the object.
     """
 
     def resolve(name: str) -> Any:

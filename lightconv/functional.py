@@ -1,7 +1,7 @@
-"""The face of the operators: torch.nn.functional's signatures, values, memory formats and error messages.
+"""Convolution and max-pooling with torch.nn.functional's signatures, values, memory formats and error messages.
 
-Calls that no kernel is to serve go to torch.nn.functional as they are: they cost nothing extra, compilers and
-exporters see torch's own operators, and what torch would refuse is refused in torch's own words.
+A call that no kernel is to serve goes to torch.nn.functional unchanged. It costs nothing extra, compilers and exporters
+see torch's own operators, and torch's own errors report bad arguments.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,57 +13,49 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from lightconv.errors import InputError
+from lightconv.kernels.window import Pair, Window
 from lightconv.operators import backend
 from lightconv.operators import conv2d as _conv2d
 from lightconv.operators import conv_block as _conv_block
 from lightconv.operators import max_pool2d as _max_pool2d
 from lightconv.operators.geometry import convolution_window, pair, pooling_window
 
+__all__ = ["ACTIVATIONS", "Activation", "Padding", "Size", "activation_function", "conv2d", "conv_block", "max_pool2d"]
+
 Size = int | Sequence[int]
+"""One value for both directions, or (vertical, horizontal)."""
+Padding = Literal["valid", "same"]
+"""Padding by name: none, or as much as makes the output as large as the image."""
+Activation = Literal["identity", "relu", "leaky_relu", "tanh", "sigmoid", "gelu", "silu"]
+"""Name of an activation of `conv_block`."""
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = _conv_block.NON_DECREASING | {"gelu": F.gelu, "silu": F.silu}
+# GELU and SiLU decrease below zero: they do not commute with the maximum, so no kernel fuses them with pooling.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {**_conv_block.NON_DECREASING, "gelu": F.gelu, "silu": F.silu}
 
 
-def activation_function(name: str) -> Callable[[Tensor], Tensor]:
-    """Look an activation up by name.
+def activation_function(name: Activation) -> Callable[[Tensor], Tensor]:
+    """Return the function of an activation's name.
 
     Raises:
-        InputError: for an unknown name.
+        InputError: If the name is unknown.
+
+    Example:
+        >>> import torch
+        >>> import lightconv as lc
+        >>> lc.functional.activation_function("relu")(torch.tensor([-1.0, 2.0]))
+        tensor([0., 2.])
     """
     if name not in ACTIVATIONS:
         raise InputError(f"unknown activation {name!r}: choose one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 
-def _kernels_wanted(*tensors: Tensor) -> bool:
-    return (
-        all(isinstance(tensor, Tensor) for tensor in tensors)
-        and backend.wants_kernels(tensors[0].device.type)
-        and backend.transform_unsupported_reason() is None
-    )
-
-
-def _batched(input: Tensor) -> Tensor:
-    return input.unsqueeze(0) if input.dim() == 3 else input
-
-
-def _prepared(input: Tensor, weight: Tensor, bias: Tensor | None, extra: Sequence[int]) -> list[Any]:
-    """Images, filters and bias as the kernel will see them, by whose dtypes it is chosen."""
-    images = _batched(input)
-    if any(extra):
-        images = F.pad(images, (0, extra[1], 0, extra[0]))
-    device = input.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return _conv2d.lowered(device, images, weight, bias)
-    return [images, weight, bias]
-
-
 def conv2d(
     input: Shaped[Tensor, "*n channels h w"],
-    weight: Shaped[Tensor, "filters channels_a_group r s"],
+    weight: Shaped[Tensor, "filters channels_per_group r s"],
     bias: Shaped[Tensor, " filters"] | None = None,
     stride: Size = 1,
-    padding: Size | str = 0,
+    padding: Size | Padding = 0,
     dilation: Size = 1,
     groups: int = 1,
 ) -> Shaped[Tensor, "*n filters oh ow"]:
@@ -72,27 +64,46 @@ def conv2d(
     Matches torch.nn.functional.conv2d in values, dtype, memory format, gradients and error messages.
 
     Args:
-        input: a batch of images, or one image.
-        weight: the filters.
-        bias: added to every pixel of its filter's map.
-        stride: pixels between neighbouring windows.
-        padding: pixels of zeros on each side, "valid" for none, "same" for a map as large as the image.
-        dilation: pixels between neighbouring taps of a filter.
-        groups: independent groups of channels and filters.
+        input: batch of images, or one image.
+        weight: filters.
+        bias: one value per filter, added to every pixel of its map.
+        stride: distance between neighbouring windows, in pixels.
+        padding: zeros added on each side, in pixels; "valid" for none, "same" for an output as large as the image
+            (stride 1 only).
+        dilation: distance between neighbouring taps of a filter, in pixels.
+        groups: number of independent groups of channels and filters.
 
     Returns:
-        One map a filter, oh = floor((h + 2 padding - dilation (r - 1) - 1) / stride) + 1 high.
+        One map per filter.
+
+    Raises:
+        RuntimeError: If sizes do not fit each other; the message is torch's.
+        TypeError: If an argument has the wrong type; the message is torch's.
+
+    Shape:
+        - input: (n, channels, h, w) or (channels, h, w)
+        - weight: (filters, channels / groups, r, s)
+        - bias: (filters,)
+        - output: (n, filters, oh, ow) or (filters, oh, ow), with
+          oh = floor((h + 2 * padding - dilation * (r - 1) - 1) / stride) + 1, and ow from w and s likewise
+
+    Example:
+        >>> import torch
+        >>> import lightconv as lc
+        >>> images = torch.randn(2, 3, 32, 32)
+        >>> weight = torch.randn(8, 3, 5, 5)
+        >>> lc.functional.conv2d(images, weight, stride=2, padding=2).shape
+        torch.Size([2, 8, 16, 16])
     """
     tensors = (input, weight) if bias is None else (input, weight, bias)
-    call = convolution_window(weight, stride, padding, dilation) if _kernels_wanted(*tensors) else None
-    if call is None:
-        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    window, extra = call
-    images, filters, offsets = _prepared(input, weight, bias, extra)
-    if not _conv2d.dispatch(images, filters, offsets, window, groups).kernel:
-        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    output = torch.ops.lightconv.conv2d(images, filters, offsets, *window, groups)
-    return output.squeeze(0) if input.dim() == 3 else output
+    if _may_use_kernel(*tensors):
+        geometry = convolution_window(weight, stride, padding, dilation)
+        if geometry is not None:
+            images, filters, biases, window = _kernel_arguments(input, weight, bias, *geometry)
+            if _conv2d.dispatch(images, filters, biases, window, groups).use_kernel:
+                output = torch.ops.lightconv.conv2d(images, filters, biases, *window, groups)
+                return output.squeeze(0) if input.dim() == 3 else output
+    return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
 
 
 @overload
@@ -133,84 +144,178 @@ def max_pool2d(
 ):
     """Keep the largest value of every window.
 
-    Matches torch.nn.functional.max_pool2d, ties, NaN and -inf included: the first of equal values gives the index,
+    Matches torch.nn.functional.max_pool2d, also for ties, NaN and -inf: the first of equal values gives the index, and
     NaN wins over every number.
 
     Args:
-        input: a batch of images, or one image.
+        input: batch of images, or one image.
         kernel_size: height and width of the window.
-        stride: pixels between neighbouring windows, the window's own size by default.
-        padding: pixels of -inf on each side, at most half a window.
-        dilation: pixels between neighbouring elements of a window.
-        ceil_mode: keep windows that hang over the lower and the right edge.
-        return_indices: also return where in its h*w plane each value was found.
+        stride: distance between neighbouring windows, in pixels; by default the window's own size.
+        padding: -inf added on each side, in pixels, at most half a window.
+        dilation: distance between neighbouring elements of a window, in pixels.
+        ceil_mode: True to keep windows that hang over the lower and right edge.
+        return_indices: True to return the plane index of every value too, h * width + w.
 
     Returns:
-        The pooled maps, or (maps, indices).
+        The pooled maps, or (maps, plane indices).
+
+    Raises:
+        RuntimeError: If sizes do not fit each other; the message is torch's.
+        TypeError: If an argument has the wrong type; the message is torch's.
+
+    Shape:
+        - input: (n, channels, h, w) or (channels, h, w)
+        - output: (n, channels, oh, ow) or (channels, oh, ow), with
+          oh = floor((h + 2 * padding - dilation * (r - 1) - 1) / stride) + 1 for a window of r rows, and ow likewise;
+          ceil_mode rounds up instead, but drops a window that starts in the padding behind the image
+
+    Example:
+        >>> import torch
+        >>> import lightconv as lc
+        >>> image = torch.arange(16.0).view(1, 4, 4)
+        >>> values, indices = lc.functional.max_pool2d(image, 2, return_indices=True)
+        >>> values
+        tensor([[[ 5.,  7.],
+                 [13., 15.]]])
+        >>> indices
+        tensor([[[ 5,  7],
+                 [13, 15]]])
     """
-    flags = isinstance(ceil_mode, bool) and isinstance(return_indices, bool)
-    call = pooling_window(kernel_size, stride, padding, dilation) if flags and _kernels_wanted(input) else None
-    if call is None or not _max_pool2d.dispatch(images := _batched(input), *call, ceil_mode, return_indices).kernel:
-        return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)  # type: ignore[call-overload]
-    kernel, window = call
-    # nobody sees positions in the window: they are what backward keeps, where they fit a byte
-    as_indices = return_indices or kernel[0] * kernel[1] > _max_pool2d.MAX_POSITIONS
-    values, where = torch.ops.lightconv.max_pool2d(images, kernel, *window, ceil_mode, as_indices)
-    if input.dim() == 3:
-        values, where = values.squeeze(0), where.squeeze(0)
-    return (values, where) if return_indices else values
+    if isinstance(ceil_mode, bool) and isinstance(return_indices, bool) and _may_use_kernel(input):
+        geometry = pooling_window(kernel_size, stride, padding, dilation)
+        if geometry is not None:
+            images = _as_batch(input)
+            if _max_pool2d.dispatch(images, *geometry, ceil_mode, return_indices).use_kernel:
+                return _max_pool2d_by_kernel(input, images, *geometry, ceil_mode, return_indices)
+    return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)  # type: ignore[call-overload]
 
 
 def conv_block(
     input: Float[Tensor, "*n channels h w"],
-    weight: Float[Tensor, "filters channels_a_group r s"],
+    weight: Float[Tensor, "filters channels_per_group r s"],
     bias: Float[Tensor, " filters"] | None = None,
     stride: Size = 1,
-    padding: Size | str = 0,
+    padding: Size | Padding = 0,
     dilation: Size = 1,
     groups: int = 1,
-    activation: str = "relu",
+    activation: Activation = "relu",
     pool: Size = 1,
 ) -> Float[Tensor, "*n filters oh ow"]:
-    """Convolve, activate and max-pool without overlap, the repeating unit of LeNet, AlexNet and VGG.
+    """Convolve, activate and max-pool without overlap: the repeating unit of LeNet, AlexNet and VGG.
 
     Equals ``max_pool2d(activation(conv2d(...)), pool)``. A non-decreasing activation commutes with the maximum, so it
-    is applied to the pooled map: the same values for 1 / pool**2 of the work. (Where rounding makes two activations
-    equal, the gradient goes to the larger input instead of the first.) One kernel computes the whole block where it
-    can: see `lightconv.operators.conv_block.operator_unsupported_reason` for where it cannot.
+    is applied to the pooled map: the same values for 1 / pool**2 of the work. (If rounding makes two activations equal,
+    the gradient goes to the larger input instead of the first.)
+
+    One kernel computes the whole block if it can. `lightconv.operators.conv_block.operator_unsupported_reason` lists
+    the exceptions; these are composed of convolution, activation and pooling.
 
     Args:
-        input: a batch of images, or one image.
-        weight: the filters.
-        bias: added to every pixel of its filter's map.
-        stride: of the convolution.
-        padding: of the convolution.
-        dilation: of the convolution.
-        groups: of the convolution.
-        activation: a name in ``ACTIVATIONS``.
+        input: batch of images, or one image.
+        weight: filters.
+        bias: one value per filter, added to every pixel of its map.
+        stride: distance between neighbouring windows of the convolution, in pixels.
+        padding: zeros added on each side, in pixels, or "valid" or "same", see `conv2d`.
+        dilation: distance between neighbouring taps of a filter, in pixels.
+        groups: number of independent groups of channels and filters.
+        activation: name of the activation, a key of `ACTIVATIONS`.
         pool: size and stride of the pooling window, 1 for no pooling.
 
+    Returns:
+        One pooled map per filter.
+
     Raises:
-        InputError: for an unknown activation.
+        InputError: If the activation is unknown.
+        RuntimeError: If sizes do not fit each other; the message is torch's.
+        TypeError: If an argument has the wrong type; the message is torch's.
+
+    Shape:
+        - input: (n, channels, h, w) or (channels, h, w)
+        - weight: (filters, channels / groups, r, s)
+        - bias: (filters,)
+        - output: (n, filters, oh, ow) or (filters, oh, ow), with
+          oh = floor((floor((h + 2 * padding - dilation * (r - 1) - 1) / stride) + 1) / pool), and ow likewise
+
+    Example:
+        >>> import torch
+        >>> import lightconv as lc
+        >>> images = torch.randn(2, 1, 28, 28)
+        >>> weight = torch.randn(6, 1, 5, 5)
+        >>> lc.functional.conv_block(images, weight, padding=2, activation="tanh", pool=2).shape
+        torch.Size([2, 6, 14, 14])
     """
-    activate = activation_function(activation)
-    size = pair(pool)
-    if activation == "identity" and size == (1, 1):
+    activation_function(activation)  # report an unknown name also if a kernel serves the call
+    pool_size = pair(pool)
+    if activation == "identity" and pool_size == (1, 1):
         return conv2d(input, weight, bias, stride, padding, dilation, groups)
     tensors = (input, weight) if bias is None else (input, weight, bias)
-    wanted = size is not None and min(size) > 0 and _kernels_wanted(*tensors)
-    call = convolution_window(weight, stride, padding, dilation) if wanted else None
-    if call is not None:
-        assert size is not None
-        window, extra = call
-        images, filters, offsets = _prepared(input, weight, bias, extra)
-        if _conv_block.dispatch(images, filters, offsets, window, groups, activation, size).kernel:
-            output, _ = torch.ops.lightconv.conv_block(images, filters, offsets, *window, groups, activation, size)
-            return output.squeeze(0) if input.dim() == 3 else output
+    if pool_size is not None and min(pool_size) > 0 and _may_use_kernel(*tensors):
+        geometry = convolution_window(weight, stride, padding, dilation)
+        if geometry is not None:
+            images, filters, biases, window = _kernel_arguments(input, weight, bias, *geometry)
+            options = (groups, activation, pool_size)
+            if _conv_block.dispatch(images, filters, biases, window, *options).use_kernel:
+                output, _ = torch.ops.lightconv.conv_block(images, filters, biases, *window, *options)
+                return output.squeeze(0) if input.dim() == 3 else output
     maps = conv2d(input, weight, bias, stride, padding, dilation, groups)
+    return _activate_and_pool(maps, activation, pool)
+
+
+def _may_use_kernel(*tensors: Tensor) -> bool:
+    """Return False if torch is to serve a call, whatever its geometry."""
+    for tensor in tensors:
+        # torch reports an argument that is not a tensor
+        if not isinstance(tensor, Tensor):
+            return False
+    return backend.wants_kernels(tensors[0].device.type) and backend.transform_unsupported_reason() is None
+
+
+def _as_batch(input: Tensor) -> Tensor:
+    return input.unsqueeze(0) if input.dim() == 3 else input
+
+
+def _kernel_arguments(
+    input: Tensor, weight: Tensor, bias: Tensor | None, window: Window, extra: Pair
+) -> tuple[Tensor, Tensor, Tensor | None, Window]:
+    """Prepare a convolution's arguments for a kernel: batched, padded, and cast by autocast.
+
+    Dispatch depends on the dtypes, so the cast comes before it.
+
+    Args:
+        input: batch of images, or one image.
+        weight: filters.
+        bias: one value per filter, or None.
+        window: stride, padding and dilation.
+        extra: rows of zeros to add below, and columns of zeros to add on the right.
+    """
+    images = _as_batch(input)
+    if any(extra):
+        images = F.pad(images, (0, extra[1], 0, extra[0]))
+    device = input.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        images, weight, bias = _conv2d.cast_for_autocast(device, images, weight, bias)
+    return images, weight, bias, window
+
+
+def _max_pool2d_by_kernel(
+    input: Tensor, images: Tensor, kernel_size: Pair, window: Window, ceil_mode: bool, return_indices: bool
+) -> Any:
+    # Backward keeps uint8 window argmaxes instead of int64 plane indices if they fit and are not returned.
+    plane_indices = return_indices or kernel_size[0] * kernel_size[1] > _max_pool2d.MAX_POSITIONS
+    values, argmax = torch.ops.lightconv.max_pool2d(images, kernel_size, *window, ceil_mode, plane_indices)
+    if input.dim() == 3:
+        values = values.squeeze(0)
+        argmax = argmax.squeeze(0)
+    return (values, argmax) if return_indices else values
+
+
+def _activate_and_pool(maps: Tensor, activation: Activation, pool: Size) -> Tensor:
+    """Finish a block whose convolution is done; the maps may be overwritten."""
+    pools = pair(pool) != (1, 1)
     if activation == "relu":
-        return torch.relu_(maps if size == (1, 1) else max_pool2d(maps, pool))  # the map is nobody else's
-    if size == (1, 1):
+        return torch.relu_(max_pool2d(maps, pool) if pools else maps)
+    activate = ACTIVATIONS[activation]
+    if not pools:
         return activate(maps)
     if activation in _conv_block.NON_DECREASING:
         return activate(max_pool2d(maps, pool))

@@ -88,5 +88,5 @@ def test_the_variable_adds_a_callback_or_none(monkeypatch, value, number):
 
 def test_another_value_is_an_error(monkeypatch):
     monkeypatch.setenv("LIGHTCONV", "yes")
-    with pytest.raises(InputError, match="LIGHTCONV=yes means nothing: 1 runs"):
+    with pytest.raises(InputError, match="LIGHTCONV=yes is unknown: set 1 to run"):
         lightconv_autoload.callbacks()

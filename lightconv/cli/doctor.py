@@ -221,8 +221,10 @@ def served(name: str, device: str) -> list[Served]:
     }
     if not backend.wants_kernels(images.device.type):  # then kernels are not asked, even if they could
         unasked = backend.Dispatch(False, "on this device the backend asks for no kernels")
-        choices = {operator: unasked if choice.kernel else choice for operator, choice in choices.items()}
-    return [Served(name, operator, "lightconv" if c.kernel else "torch", c.reason) for operator, c in choices.items()]
+        choices = {operator: unasked if choice.use_kernel else choice for operator, choice in choices.items()}
+    return [
+        Served(name, operator, "lightconv" if c.use_kernel else "torch", c.reason) for operator, c in choices.items()
+    ]
 
 
 def data_set(name: str, config: DictConfig) -> DataSet:

@@ -21,7 +21,6 @@ class Window(NamedTuple):
     dilation: Pair
 
     @classmethod
-    def of(cls, *pairs: Sequence[int]) -> "Window":
-        """Build a window from the sequences that a dispatcher passes to an operator; lists equal no tuple."""
-        stride, padding, dilation = ((first, second) for first, second in pairs)
-        return cls(stride, padding, dilation)
+    def of(cls, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> "Window":
+        """Build a window from the lists that a dispatcher passes to an operator. A list equals no tuple."""
+        return cls((stride[0], stride[1]), (padding[0], padding[1]), (dilation[0], dilation[1]))

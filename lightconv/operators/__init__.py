@@ -1,4 +1,4 @@
-"""What is computed: torch.library operators with their shapes, gradients, reference and choice of backend."""
+"""WHAT is computed: torch.library operators with their shapes, gradients, references and dispatch."""
 
 from lightconv.operators import batching, conv2d, conv_block, flops, max_pool2d
 

@@ -1,23 +1,23 @@
-"""Who serves a call, lightconv's kernel or torch's own operator, and why.
+"""Dispatch: decide if a kernel of lightconv or torch's own operator serves a call, and give the reason.
 
 ======================  =========================================================================================
 backend                 served by
 ======================  =========================================================================================
-``auto`` (default)      on a GPU, what ``lightconv tune`` measured, else the first of `RULES`; else torch
+``auto`` (default)      on a GPU, the winner measured by ``lightconv tune``, else the first of `RULES` that applies;
+                        on other devices, torch
 ``reference``           torch
-``triton``              a kernel wherever one can serve, also in Triton's interpreter; elsewhere torch
+``triton``              a kernel if one can serve the call, also in Triton's interpreter; else torch
 ======================  =========================================================================================
 
-What no kernel can serve, torch serves under every backend: see each operator's ``refusal``. ``LIGHTCONV_BACKEND`` sets
-the default. The switch is process-wide, like torch.backends: backward passes run in threads of their own and compiled
-programs guard on it.
+Under every backend, torch serves calls that no kernel can serve: see each operator's ``operator_unsupported_reason``.
+``LIGHTCONV_BACKEND`` sets the default. The setting is process-wide, like torch.backends: backward passes run in threads
+of their own, and compiled programs guard on it.
 """
 
-import importlib.util
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -25,124 +25,175 @@ from torch import Tensor
 from lightconv.errors import InputError
 from lightconv.kernels import autotune
 from lightconv.operators import autotune_file
+from lightconv.operators.triton_kernels import INTERPRETED, TRITON
 
-BACKENDS = ("auto", "reference", "triton")
-TRITON = importlib.util.find_spec("triton") is not None
+__all__ = [
+    "BACKENDS",
+    "GRADIENTS",
+    "INTERPRETED",
+    "RULES",
+    "TRITON",
+    "BackendName",
+    "Call",
+    "Dispatch",
+    "Rule",
+    "check_environment",
+    "dispatch",
+    "tensor_unsupported_reason",
+    "transform_unsupported_reason",
+    "use_backend",
+    "wants_kernels",
+]
 
-if TRITON:
-    from lightconv.kernels.launch import INTERPRETED
-else:
-    INTERPRETED = False
+BackendName = Literal["auto", "reference", "triton"]
+BACKENDS: tuple[str, ...] = get_args(BackendName)
 
 autotune.set_source(autotune_file.load)
 
 _DTYPES = {torch.float16, torch.bfloat16, torch.float32}
+_MINIMUM_CAPABILITY = (8, 0)  # Ampere: on Turing, Triton's float16 product spills registers
 
 
 class Call(NamedTuple):
-    """What the choice of who serves a call depends on."""
+    """Features of a call that the rules read.
+
+    Attributes:
+        operator: operator name without its namespace.
+        elements: number of elements of the images.
+        products: products summed per output element of a convolution, r * s * channels per group.
+        depthwise: True if each filter reads one channel.
+        channels_last: True if the result is channels_last.
+        pooled: True if the call max-pools its result, or takes the gradient of a pooled map.
+        indices: True if max-pooling returns plane indices.
+    """
 
     operator: str
-    elements: int  # of the images
-    terms: int = 0  # that a convolution sums for an element of its map
+    elements: int
+    products: int = 0
     depthwise: bool = False
     channels_last: bool = False
-    pooled: bool = False  # of a gradient: whether it is the pooled map's
-    indices: bool = False  # whether max-pooling is to return them
+    pooled: bool = False
+    indices: bool = False
 
 
 class Rule(NamedTuple):
-    """On a GPU, who serves the calls to which it applies."""
+    """Dispatch on a GPU for a group of calls.
+
+    Attributes:
+        applies: predicate that selects the calls.
+        use_kernel: True if a kernel serves them, False if torch does.
+        reason: reason, as `lightconv.explain` shows it.
+    """
 
     applies: Callable[[Call], bool]
-    kernel: bool
+    use_kernel: bool
     reason: str
 
 
 GRADIENTS = {"conv2d_input_gradient", "conv2d_weight_gradient"}
-# For each the documented reason to win or to lose; none has been measured with these kernels yet.
+# Each rule rests on a documented reason to win or to lose. None has been measured with these kernels yet.
 RULES = (
     Rule(
-        # a map of half precision costs 8 bytes an element to write, activate and pool, as long as some 2,400 operations
-        # on an H100 or A100: at half of cuDNN's pace a fused product of up to 1,152 terms is still no slower
-        lambda call: call.operator == "conv_block" and call.pooled and call.terms <= 1152,
-        True,
-        "fused: the map before pooling, which weighs more than the product, is never written",
+        # A half-precision map costs 8 bytes per element to write, activate and pool. On an H100 or A100 that takes as
+        # long as about 2,400 operations. At half of cuDNN's speed, a fused convolution of up to 1,152 products per
+        # element is therefore still no slower.
+        applies=lambda call: call.operator == "conv_block" and call.pooled and call.products <= 1152,
+        use_kernel=True,
+        reason="fused: saves the memory traffic of the map before pooling",
     ),
     Rule(
-        lambda call: call.operator == "conv_block",
-        False,
-        "many terms an element: cuDNN's product saves more than fusing does",
+        applies=lambda call: call.operator == "conv_block",
+        use_kernel=False,
+        reason="without pooling, or with this many products per output, cuDNN saves more than fusion",
     ),
     Rule(
-        lambda call: call.depthwise and call.channels_last,
-        True,
-        "depthwise in channels_last: cuDNN took 1.069 ms where a Triton kernel took 0.181 (pytorch#175280)",
+        applies=lambda call: call.depthwise and call.channels_last,
+        use_kernel=True,
+        reason="depthwise in channels_last: cuDNN took 1.069 ms, a Triton kernel 0.181 ms (pytorch#175280)",
     ),
     Rule(
-        lambda call: call.operator in GRADIENTS and call.pooled,
-        True,
-        "fused: the gradient of the map before pooling is never written",
+        applies=lambda call: call.operator in GRADIENTS and call.pooled,
+        use_kernel=True,
+        reason="fused: saves the memory traffic of the gradient before pooling",
     ),
     Rule(
-        lambda call: call.operator in {"conv2d", *GRADIENTS},
-        False,
-        "no Triton convolution is known to beat cuDNN here",
+        applies=lambda call: call.operator in {"conv2d", *GRADIENTS},
+        use_kernel=False,
+        reason="no Triton convolution is known to beat cuDNN here",
     ),
     Rule(
-        lambda call: call.operator == "max_pool2d" and call.elements >= 2**20 and not call.indices,
-        True,
-        "bound by memory, and one byte a window is kept instead of eight",
+        applies=lambda call: call.operator == "max_pool2d" and call.elements >= 2**20 and not call.indices,
+        use_kernel=True,
+        reason="memory-bound: keeps 1 byte per window for backward instead of 8",
     ),
-    Rule(lambda call: call.operator == "max_pool2d", False, "small, or with indices: nothing to save"),
+    Rule(
+        applies=lambda call: call.operator == "max_pool2d",
+        use_kernel=False,
+        reason="small images, or indices requested: no memory traffic to save",
+    ),
 )
 
 
 class Dispatch(NamedTuple):
-    """Who serves a call, and why."""
+    """Decision for one call.
 
-    kernel: bool
+    Attributes:
+        use_kernel: True if a kernel serves the call, False if torch does.
+        reason: reason, as `lightconv.explain` shows it.
+    """
+
+    use_kernel: bool
     reason: str
 
 
-def _checked(name: str) -> str:
+def _check_name(name: str) -> None:
     if name not in BACKENDS:
         raise InputError(f"unknown backend {name!r}: choose one of {', '.join(BACKENDS)}")
     if name == "triton" and not TRITON:
         raise InputError("backend 'triton' needs Triton, which is not installed: pip install triton (Linux)")
-    return name
 
 
 _backend = os.environ.get("LIGHTCONV_BACKEND", "auto")
-_mistake: InputError | None = None  # in the environment: told at the first call, since an import can only fail
+# Raised at the first call so that `import lightconv` still works.
+_environment_error: InputError | None = None
 try:
-    _checked(_backend)
+    _check_name(_backend)
 except InputError as error:
-    _mistake = InputError(f"LIGHTCONV_BACKEND: {error}")
+    _environment_error = InputError(f"LIGHTCONV_BACKEND: {error}")
 
 
 def check_environment() -> None:
-    """Make sure that a default can be served.
+    """Check the default backend that the environment sets.
 
     Raises:
-        InputError: if LIGHTCONV_BACKEND names an unknown backend, or "triton" where Triton is not installed.
+        InputError: If LIGHTCONV_BACKEND is an unknown backend, or "triton" and Triton is not installed.
     """
-    if _mistake is not None:
-        raise _mistake
+    if _environment_error is not None:
+        raise _environment_error
 
 
 @contextmanager
-def use_backend(name: str) -> Iterator[None]:
-    """Choose who serves convolution and max-pooling inside a ``with`` block or a decorated function.
+def use_backend(name: BackendName) -> Iterator[None]:
+    """Set the backend of convolution and max-pooling inside a ``with`` block or a decorated function.
 
     Args:
-        name: "auto", "reference" (torch's operators) or "triton" (lightconv's kernels wherever they can serve).
+        name: "auto" for the measured or documented winner, "reference" for torch's operators, "triton" for lightconv's
+            kernels wherever they can serve.
 
     Raises:
-        InputError: for an unknown name, or "triton" where Triton is not installed.
+        InputError: If the name is unknown, or "triton" and Triton is not installed.
+
+    Example:
+        >>> import torch
+        >>> import lightconv as lc
+        >>> with lc.use_backend("reference"):
+        ...     lc.functional.max_pool2d(torch.ones(1, 1, 4, 4), 2).shape
+        torch.Size([1, 1, 2, 2])
     """
     global _backend  # noqa: PLW0603
-    previous, _backend = _backend, _checked(name)
+    _check_name(name)
+    previous = _backend
+    _backend = name
     try:
         yield
     finally:
@@ -150,63 +201,82 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def wants_kernels(device: str) -> bool:
-    """Whether the current backend may ask for kernels on a device: the quick way out for everybody else."""
-    if _mistake is not None:
-        raise _mistake
+    """Return True if the current backend may use kernels on a device type.
+
+    This is the quick exit of calls that torch serves in any case.
+    """
+    if _environment_error is not None:
+        raise _environment_error
     return _backend == "triton" or (_backend == "auto" and device == "cuda")
 
 
 def dispatch(call: Call, tensors: Sequence[Tensor | None], *options: Any) -> Dispatch:
-    """Who serves a call that a kernel can serve.
+    """Decide how to serve a call that a kernel can serve.
 
     Args:
-        call: what the rules ask for.
-        tensors: that it is made with, the images first.
-        options: that it is made with.
+        call: features of the call for the rules.
+        tensors: tensor arguments of the call, images first.
+        options: further arguments of the call. Tensors and options are part of the key of a measurement.
     """
     if _backend != "auto":
-        return Dispatch(_backend == "triton", f"asked for: backend {_backend!r}")
-    rule = next(rule for rule in RULES if rule.applies(call))
+        return Dispatch(_backend == "triton", f"backend {_backend!r} is selected")
+    rule = _first_rule(call)
     images = tensors[0]
     assert images is not None
     if autotune.is_enabled(images):
-        trained = torch.is_grad_enabled()
-        gradients = tuple(trained and t is not None and t.requires_grad for t in tensors)
+        training = torch.is_grad_enabled()
+        needs_gradient = tuple(training and t is not None and t.requires_grad for t in tensors)
         in_tf32 = torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
-        key = (call.operator, *map(autotune.tensor_key, tensors), gradients, *options, in_tf32)
-        if autotune.select(images, key, (rule.kernel, not rule.kernel)) != rule.kernel:
-            return Dispatch(not rule.kernel, "measured on this GPU by lightconv tune")
-    return Dispatch(rule.kernel, rule.reason)
+        key = (call.operator, *map(autotune.tensor_key, tensors), needs_gradient, *options, in_tf32)
+        measured = autotune.select(images, key, (rule.use_kernel, not rule.use_kernel))
+        if measured != rule.use_kernel:
+            return Dispatch(measured, "measured to be faster on this GPU by lightconv tune")
+    return Dispatch(rule.use_kernel, rule.reason)
+
+
+def _first_rule(call: Call) -> Rule:
+    for rule in RULES:
+        if rule.applies(call):
+            return rule
+    raise AssertionError(f"no rule for {call}")
 
 
 def tensor_unsupported_reason(*tensors: Tensor | None) -> str | None:
-    """Why no kernel can work on these tensors; None if one can."""
-    given = [t for t in tensors if t is not None]
-    first = given[0]
+    """Return the reason no kernel can work on these tensors, or None.
+
+    Args:
+        tensors: tensor arguments of a call; None for an argument that is absent.
+    """
     if not TRITON:
         return "Triton is not installed"
-    if any(t.device != first.device for t in given) or any(t.dtype != first.dtype for t in given):
-        return "tensors of different devices or dtypes"
-    other = next((t.layout for t in given if t.layout is not torch.strided), None)
-    if other is not None:
-        return f"layout {other}"
+    present = [tensor for tensor in tensors if tensor is not None]
+    first = present[0]
+    for tensor in present:
+        if tensor.device != first.device or tensor.dtype != first.dtype:
+            return "tensors differ in device or dtype"
+    for tensor in present:
+        if tensor.layout is not torch.strided:
+            return f"no kernel for layout {tensor.layout}"
     if first.dtype not in _DTYPES:
         return f"no kernel for {first.dtype}"
-    if any(t.numel() == 0 for t in given):
-        return "an empty tensor leaves nothing to compute"
-    if INTERPRETED or first.device.type == "meta":  # shapes alone: as a GPU would be served
+    for tensor in present:
+        if tensor.numel() == 0:
+            return "a tensor is empty: nothing to compute"
+    # a meta tensor has a shape alone: answer as for a GPU
+    if INTERPRETED or first.device.type == "meta":
         return None
     if first.device.type != "cuda":
         return f"kernels need a GPU, this is a {first.device.type} tensor (TRITON_INTERPRET=1 interprets them)"
-    if torch.version.hip is None and torch.cuda.get_device_capability(first.device) < (8, 0):
+    if torch.version.hip is None and torch.cuda.get_device_capability(first.device) < _MINIMUM_CAPABILITY:
         return "GPUs before Ampere (compute capability 8.0) have no kernel"
     return None
 
 
 def transform_unsupported_reason() -> str | None:
-    """Why the operators, which know reverse mode and vmap, cannot be part of what surrounds the call; None if they can.
+    """Return the reason a transform around the current call cannot contain the operators, or None.
 
-    Forward mode would silently find no tangents, and torch.func.grad refuses torch.library's formulas.
+    The operators support reverse mode and vmap. Forward mode would silently find no tangents. torch.func.grad rejects
+    the formulas of torch.library.
     """
     if torch.autograd.forward_ad._current_level >= 0:
         return "forward-mode differentiation"
@@ -214,9 +284,11 @@ def transform_unsupported_reason() -> str | None:
         return "torch.jit.trace"
     if not torch._C._are_functorch_transforms_active():
         return None
-    if torch.compiler.is_compiling():  # which transforms they are cannot be asked while Dynamo traces
+    # Dynamo cannot ask for the kinds of the active transforms while it traces
+    if torch.compiler.is_compiling():
         return "a compiled torch.func transform"
     functorch = torch._C._functorch
-    if any(level.key() != functorch.TransformType.Vmap for level in functorch.get_interpreter_stack()):
-        return "a torch.func transform other than vmap"
+    for level in functorch.get_interpreter_stack():
+        if level.key() != functorch.TransformType.Vmap:
+            return "a torch.func transform other than vmap"
     return None

@@ -1,12 +1,14 @@
 """lightconv::conv_block: convolution, bias, activation and non-overlapping max-pooling as one operator.
 
-    conv_block(x, w, b)    max_pool2d(activation(conv2d(x, w, b)), pool), and a byte an element (see `codes`)
+    conv_block(x, w, b)    (max_pool2d(activation(conv2d(x, w, b)), pool), argmax), see `window_argmax`
 
-A non-decreasing activation commutes with the maximum, so it is applied to the pooled map: the map before pooling is
-never written. Backward is conv2d's two gradients, after the activation's derivative, taken from the result, has been
-multiplied into the pooled gradient; where there are few channels, the map's gradient is not written either, they expand
-the bytes as they read. (Where rounding makes two activations of one window equal, the gradient goes to the larger input
-instead of the first.)
+A non-decreasing activation commutes with the maximum, so it is applied to the pooled map. The map before pooling is
+never written. (If rounding makes two activations of one window equal, the gradient goes to the larger input instead of
+the first.)
+
+Backward multiplies the activation's derivative, taken from the result, into the pooled gradient. Then it calls the two
+gradients of conv2d. With few channels, these un-pool the gradient as they read, so that the gradient of the map before
+pooling is not written either.
 """
 
 import math
@@ -15,15 +17,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import register_autograd, register_fake
+from torch.library import register_autograd
 
 from lightconv.kernels.window import Pair, Window
-from lightconv.operators import backend, codes, conv2d
+from lightconv.operators import backend, conv2d, window_argmax
 from lightconv.operators.geometry import empty_image, in_format, is_channels_last, output_sizes
-from lightconv.operators.library import LIBRARY
-
-if backend.TRITON:
-    from lightconv.kernels import implicit_gemm
+from lightconv.operators.library import LIBRARY, implement
+from lightconv.operators.triton_kernels import implicit_gemm
 
 NON_DECREASING: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,
@@ -32,17 +32,17 @@ NON_DECREASING: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
 }
-# derivatives that need the result; identity has none, and ReLU's is in the byte
+# (grad, result) -> grad. Identity has no factor, and ReLU's is in the argmax: neither needs the result.
 _DERIVATIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "leaky_relu": lambda grad, result: torch.ops.aten.leaky_relu_backward(grad, result, 0.01, True),
     "tanh": torch.ops.aten.tanh_backward,
     "sigmoid": torch.ops.aten.sigmoid_backward,
 }
-MAX_WINDOW = 16  # pixels of a pooling window, all of which one block holds
+MAX_WINDOW = 16  # pixels of the largest pooling window: one block of the kernel holds the whole window
 
 LIBRARY.define(
     "conv_block(Tensor input, Tensor weight, Tensor? bias, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, "
-    "SymInt groups, str activation, SymInt[2] pool) -> (Tensor, Tensor)"
+    "SymInt groups, str activation, SymInt[2] pool) -> (Tensor output, Tensor argmax)"
 )
 
 
@@ -55,17 +55,19 @@ def operator_unsupported_reason(
     activation: str,
     pool: Pair,
 ) -> str | None:
-    """Why no kernel can serve this block as a whole; None if one can."""
+    """Return the reason no kernel can serve this block as a whole, or None."""
     if activation not in NON_DECREASING:
         return f"no kernel for {activation}"
     if pool[0] * pool[1] > MAX_WINDOW:
         return f"a pooling window of more than {MAX_WINDOW} pixels"
     reason = conv2d.operator_unsupported_reason(input, weight, bias, window, groups)
-    if reason is None and groups > 1 and weight.shape[1] == 1:
-        return "depthwise convolution is not fused"
-    if reason is None and min(_sizes(input, weight, window, pool)) < 1:
+    if reason is not None:
+        return reason
+    if groups > 1 and weight.shape[1] == 1:
+        return "no fused kernel for depthwise convolution"
+    if min(_pooled_size(input, weight, window, pool)) < 1:
         return "the pooling window is larger than the map"
-    return reason
+    return None
 
 
 def dispatch(
@@ -77,77 +79,93 @@ def dispatch(
     activation: str,
     pool: Pair,
 ) -> backend.Dispatch:
-    """Who serves this block as a whole, and why; where not a kernel, it is composed of its parts."""
+    """Decide if one kernel serves this block as a whole. If not, it is composed of convolution, activation and pooling.
+
+    Args:
+        input: batch of images, (n, c, h, w).
+        weight: filters, (k, c / groups, r, s).
+        bias: one value per filter, or None.
+        window: stride, padding and dilation of the convolution.
+        groups: number of independent groups of channels and filters.
+        activation: name of the activation.
+        pool: size and stride of the pooling window, (h, w).
+    """
     reason = operator_unsupported_reason(input, weight, bias, window, groups, activation, pool)
     if reason is not None:
         return backend.Dispatch(False, reason)
-    terms = math.prod(weight.shape[1:])
-    call = backend.Call("conv_block", input.numel(), terms, pooled=pool != (1, 1))
+    call = backend.Call("conv_block", input.numel(), products=math.prod(weight.shape[1:]), pooled=pool != (1, 1))
     return backend.dispatch(call, (input, weight, bias), *window, groups, activation, pool)
 
 
-def _sizes(input: Tensor, weight: Tensor, window: Window, pool: Pair) -> Pair:
+def _pooled_size(input: Tensor, weight: Tensor, window: Window, pool: Pair) -> Pair:
     height, width = output_sizes(input.shape[2:], weight.shape[2:], window)
     return height // pool[0], width // pool[1]
+
+
+def _keeps_argmax(activation: str, pool: Pair) -> bool:
+    """Return True if backward needs the window argmax."""
+    return activation == "relu" or tuple(pool) != (1, 1)
 
 
 def _conv_block(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
+    window: Window,
     groups: int,
     activation: str,
     pool: Pair,
 ) -> tuple[Tensor, Tensor]:
-    window, pool = Window.of(stride, padding, dilation), (pool[0], pool[1])
+    pool = (pool[0], pool[1])  # the dispatcher passes a list
     if operator_unsupported_reason(input, weight, bias, window, groups, activation, pool) is None:
-        output, code = _empty_outputs(input, weight, window, activation, pool)
-        outputs = (output, code) if code.numel() else (output,)
+        output, argmax = _empty_outputs(input, weight, bias, window, groups, activation, pool)
+        outputs = (output, argmax) if _keeps_argmax(activation, pool) else (output,)
         implicit_gemm.forward(outputs, input, weight, bias, *window, groups, activation, pool, input.dtype)
-        return output, code
+        return output, argmax
     channels_last = is_channels_last(input, weight)
     maps = torch.convolution(input, weight, bias, *window, False, (0, 0), groups)
-    values, code = codes.pooled_with_code(maps, pool, relu=activation == "relu")
+    values, argmax = window_argmax.max_pool(maps, pool, relu=activation == "relu")
     output = in_format(NON_DECREASING[activation](values), channels_last)
-    return output, in_format(code, channels_last) if _coded(activation, pool) else code.new_empty(0)
+    if not _keeps_argmax(activation, pool):
+        return output, _no_argmax(input)
+    return output, in_format(argmax, channels_last)
 
 
-for _key in ("CPU", "CUDA"):
-    LIBRARY.impl("conv_block", _conv_block, _key)
-
-
-def _coded(activation: str, pool: Pair) -> bool:
-    """Whether backward needs the bytes."""
-    return activation == "relu" or tuple(pool) != (1, 1)
-
-
-def _empty_outputs(input: Tensor, weight: Tensor, window: Window, activation: str, pool: Pair) -> tuple[Tensor, Tensor]:
-    shape = (input.shape[0], weight.shape[0], *_sizes(input, weight, window, pool))
+def _empty_outputs(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    window: Window,
+    groups: int,
+    activation: str,
+    pool: Pair,
+) -> tuple[Tensor, Tensor]:
+    shape = (input.shape[0], weight.shape[0], *_pooled_size(input, weight, window, pool))
     output = empty_image(input, shape, is_channels_last(input, weight))
-    code = torch.empty_like(output, dtype=torch.uint8) if _coded(activation, pool) else None
-    return output, input.new_empty(0, dtype=torch.uint8) if code is None else code
+    if not _keeps_argmax(activation, pool):
+        return output, _no_argmax(input)
+    return output, torch.empty_like(output, dtype=torch.uint8)
 
 
-@register_fake("lightconv::conv_block", lib=LIBRARY)
-def _(input: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> tuple[Tensor, Tensor]:
-    *pairs, _, activation, pool = options
-    return _empty_outputs(input, weight, Window.of(*pairs), activation, pool)
+def _no_argmax(like: Tensor) -> Tensor:
+    """Return the empty tensor that the schema's second output is if backward needs no argmax."""
+    return like.new_empty(0, dtype=torch.uint8)
+
+
+implement("conv_block", _conv_block, fake=_empty_outputs)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    input, weight, _, *ctx.options, ctx.activation, ctx.pool = inputs
-    result, code = output
-    ctx.set_materialize_grads(False)  # the bytes have no gradient: none is to be filled with zeros
-    ctx.input_shape, ctx.weight_shape = input.shape, weight.shape
-    ctx.channels_last = is_channels_last(input, weight)
-    needs_input, needs_weight = ctx.needs_input_grad[:2]
+    input, weight, _, *window, groups, ctx.activation, ctx.pool = inputs
+    result, argmax = output
+    conv2d.save_for_gradients(ctx, input, weight, window, groups)
+    # argmax has no gradient: do not allocate zeros for it
+    ctx.set_materialize_grads(False)
+    needs_input, needs_weight, *_ = ctx.needs_input_grad
     ctx.save_for_backward(
         input if needs_weight else None,
         weight if needs_input else None,
-        code if _coded(ctx.activation, ctx.pool) else None,
+        argmax if _keeps_argmax(ctx.activation, ctx.pool) else None,
         result if ctx.activation in _DERIVATIVES else None,
     )
 
@@ -155,10 +173,10 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _backward(ctx: Any, grad_output: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad_output is None:
         return (None,) * 9
-    input, weight, code, result = ctx.saved_tensors
+    input, weight, argmax, result = ctx.saved_tensors
     if ctx.activation in _DERIVATIVES:
         grad_output = _DERIVATIVES[ctx.activation](grad_output, result)
-    return *conv2d.gradients(ctx, grad_output, code, input, weight, ctx.pool), *[None] * 6
+    return *conv2d.gradients(ctx, grad_output, argmax, input, weight, ctx.pool), *[None] * 6
 
 
 register_autograd("lightconv::conv_block", _backward, setup_context=_setup_context, lib=LIBRARY)

@@ -1,4 +1,4 @@
-"""Stand-ins on torch's meta device: shape, strides and dtype without memory."""
+"""Tensors on torch's meta device: shape, strides and dtype without memory."""
 
 import torch
 from torch import Tensor

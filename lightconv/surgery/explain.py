@@ -150,7 +150,7 @@ def _row(name: str, module: nn.Module, input: Tensor, refusal: str | None, archi
 
 
 def _convolution(module: Conv2d, images: Tensor, architecture: str) -> tuple[str, str, str]:
-    images, padding = module._padded(images)
+    images, padding = module._pad(images)
     weight, bias = on_meta(module.weight), None if module.bias is None else on_meta(module.bias)
     call = convolution_window(weight, module.stride, padding, module.dilation)
     if call is None:
@@ -163,14 +163,14 @@ def _convolution(module: Conv2d, images: Tensor, architecture: str) -> tuple[str
         if pool is None:
             return "torch", "", "unusual arguments"
         whole = conv_block.dispatch(images, weight, bias, window, module.groups, module.activation, pool)
-        if whole.kernel:
+        if whole.use_kernel:
             tile, loader = _gemm(images, weight, window, module.groups, pool, architecture)
             return f"fused implicit GEMM, {loader}", tile, whole.reason
         composed = f"composed ({whole.reason}); convolution: "
     chosen = conv2d.dispatch(images, weight, bias, window, module.groups)
-    if not chosen.kernel:
+    if not chosen.use_kernel:
         return "torch", "", composed + chosen.reason
-    algorithm = conv2d.algorithm(tuple(weight.shape), window, module.groups, images)
+    algorithm: str = conv2d.algorithm(tuple(weight.shape), window, module.groups, images)
     tile = ""
     if algorithm == "implicit GEMM":
         tile, loader = _gemm(images, weight, window, module.groups, (1, 1), architecture)
@@ -199,4 +199,4 @@ def _max_pool2d(module: MaxPool2d, images: Tensor) -> tuple[str, str, str]:
     if call is None:
         return "torch", "", "unusual arguments"
     chosen = max_pool2d.dispatch(images, *call, module.ceil_mode, module.return_indices)
-    return "gathering" if chosen.kernel else "torch", "", chosen.reason
+    return "gathering" if chosen.use_kernel else "torch", "", chosen.reason

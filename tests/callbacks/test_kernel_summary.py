@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 import lightconv as lc
 
-ASKED = "asked for: backend 'triton'"
+ASKED = "backend 'triton' is selected"
 
 
 def summary(max_depth=1):

@@ -132,15 +132,15 @@ def test_dispatch_follows_answers():
         rule, (question,) = dispatch()
         with torch.no_grad():
             _, (without_gradients,) = dispatch()
-    assert not rule.kernel
+    assert not rule.use_kernel
     assert question.options == (False, True)
     assert question.key != without_gradients.key
     with autotune.override({question.key: True}):
         measured, _ = dispatch()
-        assert measured.kernel
+        assert measured.use_kernel
         assert "measured" in measured.reason
         with lc.use_backend("reference"):
-            assert not dispatch()[0].kernel
+            assert not dispatch()[0].use_kernel
     assert dispatch() == (rule, [])
 
 

@@ -10,8 +10,8 @@ from lightconv.analysis.compilation import recorded
 from lightconv.functional import ACTIVATIONS
 from lightconv.kernels import launch
 from lightconv.kernels.window import Window
-from lightconv.operators import codes
 from lightconv.operators import conv_block as operator
+from lightconv.operators import window_argmax
 
 CASES, CHUNKS = 2000, 40
 NAN, INF = float("nan"), float("inf")
@@ -126,7 +126,7 @@ def test_auto_leaves_the_gradients_that_read_a_written_map_to_cudnn(channels, fu
         ({"pool": (5, 4)}, "more than 16 pixels"),
         ({"pool": (9, 1)}, "larger than the map"),
         ({"groups": 3, "weight": torch.ones(3, 1, 3, 3)}, "depthwise"),
-        ({"input": torch.ones(1, 3, 8, 8, dtype=torch.float64)}, "different"),
+        ({"input": torch.ones(1, 3, 8, 8, dtype=torch.float64)}, "differ in device or dtype"),
     ],
 )
 def test_what_is_not_fused_says_why(arguments, reason):
@@ -340,9 +340,9 @@ def test_reaches_beyond_32_bits(kernels, monkeypatch, architecture):
 def test_the_bytes_and_their_expansion_are_adjoint():
     torch.manual_seed(0)
     maps = torch.randn(2, 3, 7, 8, dtype=torch.float64)
-    values, code = codes.pooled_with_code(maps, (2, 3), relu=True)
+    values, code = window_argmax.max_pool(maps, (2, 3), relu=True)
     alive = values > 0
-    assert torch.equal(codes.selected(maps, code, (2, 3)), torch.where(alive, values, 0))
+    assert torch.equal(window_argmax.read(maps, code, (2, 3)), torch.where(alive, values, 0))
     cotangent = torch.randn_like(values)
-    expanded = codes.expanded(cotangent, code, (2, 3), (7, 8))
-    torch.testing.assert_close((expanded * maps).sum(), (cotangent * alive * values).sum())
+    unpooled = window_argmax.unpool(cotangent, code, (2, 3), (7, 8))
+    torch.testing.assert_close((unpooled * maps).sum(), (cotangent * alive * values).sum())

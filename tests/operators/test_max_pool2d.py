@@ -9,8 +9,8 @@ from torch import func
 
 import lightconv as lc
 from lightconv.kernels.window import Window
-from lightconv.operators import codes
 from lightconv.operators import max_pool2d as operator
+from lightconv.operators import window_argmax
 
 CHUNKS = 6
 NAN, INF = float("nan"), float("inf")
@@ -278,4 +278,4 @@ def test_a_byte_beyond_the_window_names_no_pixel(device, kernels, kernel_size):
     size = [4 * kernel_size[0] + kernel_size[0] - 1, 5 * kernel_size[1]]  # the last rows are left over
     window = (kernel_size, kernel_size, (0, 0), (1, 1), False)
     maps = torch.ops.lightconv.max_pool2d_backward(g, code, (2, 3, *size), *window, False)
-    assert torch.equal(maps, codes.expanded(g, code, kernel_size, size))
+    assert torch.equal(maps, window_argmax.unpool(g, code, kernel_size, size))

@@ -12,7 +12,7 @@ from torch.nn import Module
 from lightconv import nn
 from lightconv.autotune.timing import PASSES, by_torch_in_float64, forward_and_backward, integers, medians
 from lightconv.cli.settings import formatted
-from lightconv.operators.backend import use_backend
+from lightconv.operators.backend import BackendName, use_backend
 
 
 class TorchBlock(torch.nn.Sequential):
@@ -80,7 +80,7 @@ LAYERS = (
 class Contender(NamedTuple):
     """A module and the backend under which it runs."""
 
-    backend: str
+    backend: BackendName
     module: Any  # a Module, or what torch.compile makes of one
 
 
@@ -91,7 +91,7 @@ def sides(layer: Layer, config: DictConfig, device: str) -> tuple[Module, Module
     return ours, theirs, images.requires_grad_(layer.images[1] > 3)  # a first layer's images need no gradient
 
 
-def check(layer: Layer, config: DictConfig, device: str, backend: str = "triton") -> None:
+def check(layer: Layer, config: DictConfig, device: str, backend: BackendName = "triton") -> None:
     """Make sure that lightconv's result and gradients are torch's in float64: on small integers, to the last bit."""
     ours, theirs, images = sides(layer, config, device)
     with torch.no_grad():
@@ -125,7 +125,7 @@ def timed(
     """
     cotangent = torch.randn_like(next(iter(contenders.values())).module(images))
 
-    def measure(step: Callable[..., Any], backend: str, module: Module) -> float:
+    def measure(step: Callable[..., Any], backend: BackendName, module: Module) -> float:
         with use_backend(backend):
             return milliseconds(partial(step, module, images, cotangent))
 
