@@ -1,121 +1,103 @@
-"""Decoded images in a file that is mapped into memory: read by the next run, and by all processes of this one."""
+"""Decoded images in one file mapped into memory: read by the next run, and by all processes of this one."""
 
 import hashlib
 import json
 import os
 import shutil
-import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import PIL
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from lightconv.data.decoding import VERSION
 from lightconv.data.stored import BadRows, Decoder, ReadRows
 from lightconv.errors import InputError
+from lightconv.keyed_cache import CacheEntry
 
-_BLOCK = 2**24  # bytes that are summed up at a time
 
+def cache_on_disk(paths: Sequence[Path], decoder: Decoder, cache: Path) -> tuple[ReadRows, BadRows]:
+    """Map the cached images of these files, or decode all files into the cache if it does not hold exactly these.
 
-def cache_on_disk(paths: Sequence[Path], decoder: Decoder, folder: Path) -> tuple[ReadRows, BadRows]:
-    """Map what the folder holds, or decode all files into it where it does not hold just these, whole and unchanged.
-
-    A file counts as unchanged by its path, size and time of modification. Those that could not be read are tried again,
-    and what is stored is read once, for its checksum: nothing is trusted that was damaged.
+    A file counts as unchanged if its path, size and time of modification are the same. Files without an image are tried
+    again. A damaged cache is decoded again: a digest of its whole content is checked once per run.
 
     Args:
-        paths: the image files.
-        decoder: decodes them.
-        folder: of this set of files alone. Another process that wants it has to wait.
+        paths: image files.
+        decoder: decoder of the files.
+        cache: file for the images of this set alone. A second process that wants it waits.
+
+    Returns:
+        A function that reads rows, and the bad rows, which are zeros.
 
     Raises:
-        InputError: if the folder cannot be written, or for a file that cannot be read, if the decoder is strict.
+        InputError: If the cache cannot be written, files change meanwhile, or a file is unreadable and the decoder is
+            strict.
     """
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):
-            stored = _opened(paths, decoder, folder)
-            if stored is None:
-                _write(paths, decoder, folder)
-                stored = _opened(paths, decoder, folder)
+        with CacheEntry(cache, key="").lock():
+            cached = _read(paths, decoder, cache)
+            if cached is None:
+                _write(paths, decoder, cache)
+                cached = _read(paths, decoder, cache)
     except OSError as error:
-        size = len(paths) * _shape(decoder, 1).numel() / 1e9
+        size = len(paths) * 3 * decoder.side**2 / 1e9
         raise InputError(
-            f"{folder} cannot be written ({error.strerror or error}): give another by data.cache_dir=FOLDER, with room "
-            f"for {size:.1f} GB, or choose data.cache=none"
+            f"{cache} cannot be written ({error.strerror or error}): set another directory by data.cache_dir=FOLDER, "
+            f"with room for {size:.1f} GB, or choose data.cache=none"
         ) from error
-    if stored is None:
-        raise InputError(f"{folder}: image files change while they are read; choose data.cache=none")
-    images, bad = stored
+    if cached is None:
+        raise InputError(f"{cache}: image files change while they are read; choose data.cache=none")
+    images, bad = cached
     return partial(torch.index_select, images, 0), bad
 
 
-def _opened(paths: Sequence[Path], decoder: Decoder, folder: Path) -> tuple[Tensor, BadRows] | None:
-    shape = _shape(decoder, len(paths))
-    try:
-        index = json.loads((folder / "index.json").read_text())
-        bad = {int(position): reason for position, reason in index["bad"].items()}
-        known, checksum = index["files"] == _fingerprint(paths, decoder), index["checksum"]
-        whole = (folder / "images").stat().st_size == shape.numel()
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return None  # nothing there, or nothing that can be understood
-    if not known or not whole:
+def _read(paths: Sequence[Path], decoder: Decoder, cache: Path) -> tuple[Tensor, BadRows] | None:
+    stored = CacheEntry(cache, _fingerprint(paths, decoder)).read()
+    if stored is None:
         return None
-    images = np.memmap(folder / "images", np.uint8, mode="c", shape=tuple(shape))
+    bad = {int(row): reason for row, reason in stored.notes["bad"].items()}
+    # a bad file may have become readable at the same size and time, such as a link whose target has come back
     results = decoder.decode_files([paths[row] for row in bad])
-    if _checksum(images) != checksum or any(isinstance(result, Tensor) for result in results):
+    if any(isinstance(result, Tensor) for result in results):
         return None
-    return torch.from_numpy(images), bad
+    # bytes -> (n, 3, side, side) uint8, still in the file
+    images = torch.frombuffer(stored.content, dtype=torch.uint8)
+    return images.view(len(paths), 3, decoder.side, decoder.side), bad
 
 
-def _write(paths: Sequence[Path], decoder: Decoder, folder: Path) -> None:
-    fresh = folder.with_suffix(".new")
+def _write(paths: Sequence[Path], decoder: Decoder, cache: Path) -> None:
+    # The fingerprint is taken before the files are read. If one changes meanwhile, reading the entry fails.
+    entry = CacheEntry(cache, _fingerprint(paths, decoder))
     bad: BadRows = {}
-    checksum = 0
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir()
-    files = _fingerprint(paths, decoder)  # before they are read: what changes meanwhile is not what is stored
-    blank = bytes(_shape(decoder, 1).numel())
-    with (fresh / "images").open("wb") as file:
+
+    def blocks() -> Iterator[bytes]:
+        blank = bytes(3 * decoder.side**2)
         for row, result in enumerate(decoder.decode_files(paths)):
-            block = blank
             if isinstance(result, str):
                 bad[row] = result
+                yield blank
             else:
-                block = result.numpy().tobytes()
-            file.write(block)
-            checksum = zlib.crc32(block, checksum)
-    index = {"files": files, "bad": bad, "checksum": checksum}
-    (fresh / "index.json").write_text(json.dumps(index))
-    shutil.rmtree(folder, ignore_errors=True)
-    fresh.rename(folder)
+                yield result.numpy().tobytes()
 
-
-def _shape(decoder: Decoder, count: int) -> torch.Size:
-    return torch.Size((count, 3, decoder.side, decoder.side))
+    entry.write(blocks(), {"bad": bad})
+    # earlier versions of lightconv kept a folder, which nobody reads any more
+    shutil.rmtree(cache.with_suffix(""), ignore_errors=True)
 
 
 def _fingerprint(paths: Sequence[Path], decoder: Decoder) -> str:
+    """Return a digest of everything the decoded images depend on."""
     versions = [VERSION, PIL.__version__, decoder.side, decoder.fit]
-    files = [[os.fsencode(path).hex(), *_state(path)] for path in paths]
+    # names may be no text, so their bytes are written as hexadecimal digits
+    files = [[os.fsencode(path).hex(), *_size_and_time(path)] for path in paths]
     return hashlib.sha256(json.dumps([versions, files]).encode()).hexdigest()
 
 
-def _state(path: Path) -> tuple[int, int]:
+def _size_and_time(path: Path) -> tuple[int, int]:
     try:
         status = path.stat()
     except OSError:
         return 0, 0
     return status.st_size, status.st_mtime_ns
-
-
-def _checksum(images: np.ndarray) -> int:
-    content, checksum = images.reshape(-1).data, 0
-    for start in range(0, len(content), _BLOCK):
-        checksum = zlib.crc32(content[start : start + _BLOCK], checksum)
-    return checksum

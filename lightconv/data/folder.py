@@ -195,11 +195,11 @@ class ImageFolder(ImageData):
         if self.cache == "memory":
             return cache_in_memory(paths, self.decoder)
         assert self._source
-        # one folder per image set, part and size; the cache itself notices changed files
+        # one cache file per image set, part and size; cache_on_disk notices changed image files
         root = self.root and self.root.resolve()
         image_set = repr([self._source.resolve(), root, part, self.decoder.side])
         name = hashlib.sha256(image_set.encode()).hexdigest()[:32]
-        return cache_on_disk(paths, self.decoder, self.cache_dir / name)
+        return cache_on_disk(paths, self.decoder, self.cache_dir / f"{name}.images")
 
     def _report_bad_files(self, files: int) -> None:
         lines = []

@@ -55,7 +55,7 @@ def test_a_stopped_run_goes_on_from_images_on_disk(lightconv, photographs):
     lightconv("train", *SETTINGS, *disk, "trainer.max_epochs=1")
     lightconv("train", "resume=runs/mine", "trainer.max_epochs=2")
     assert metrics(Path("runs/mine"))["epochs"] == 2
-    assert len(list(Path("cache").glob("*/images"))) == 1
+    assert len(list(Path("cache").glob("*.images"))) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,11 @@
 import os
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from lightconv import keyed_cache
 from lightconv.data import disk, stored
 from lightconv.data.disk import cache_on_disk
 from lightconv.data.stored import Decoder
@@ -16,135 +16,170 @@ ROWS = torch.arange(5)
 
 @pytest.fixture
 def paths(tmp_path):
-    """Five files, of which the third and the last are bad."""
-    for number in range(5):
-        Image.new("RGB", (4, 4), (10 * number, number, 200)).save(tmp_path / f"{number}.png")
+    """Five files; the third and the last are bad."""
+    paths = [tmp_path / f"{number}.png" for number in range(5)]
+    for number, path in enumerate(paths):
+        Image.new("RGB", (4, 4), (10 * number, number, 200)).save(path)
     for number in (2, 4):
-        (tmp_path / f"{number}.png").write_bytes(b"")
-    return [tmp_path / f"{number}.png" for number in range(5)]
+        paths[number].write_bytes(b"")
+    return paths
 
 
 @pytest.fixture
 def decoded(monkeypatch):
+    """Names of the files decoded so far."""
     names = []
     decode = stored.decode
-    monkeypatch.setattr(stored, "decode", lambda path, side, fit: names.append(path.name) or decode(path, side, fit))
+
+    def record(path, side, fit):
+        names.append(path.name)
+        return decode(path, side, fit)
+
+    monkeypatch.setattr(stored, "decode", record)
     return names
 
 
 @pytest.fixture
-def folder(tmp_path):
-    return tmp_path / "cache" / "set"
+def cache(tmp_path):
+    return tmp_path / "cache" / "set.images"
 
 
-def opened(paths, folder, side=3):
-    read, bad = cache_on_disk(paths, Decoder(side, "crop"), folder)
+def read_all(paths, cache, side=3):
+    read, bad = cache_on_disk(paths, Decoder(side, "crop"), cache)
     return read(ROWS), bad
 
 
-def test_the_next_run_decodes_none_but_the_bad_ones(paths, folder, decoded):
-    images, bad = opened(paths, folder)
+def reds(images):
+    return images[:, 0, 0, 0].tolist()
+
+
+def test_next_run_decodes_bad_files_only(paths, cache, decoded):
+    images, bad = read_all(paths, cache)
     assert bad == {2: "empty", 4: "empty"}
-    assert images[:, 0, 0, 0].tolist() == [0, 10, 0, 30, 0]
+    assert reds(images) == [0, 10, 0, 30, 0]
     decoded.clear()
-    again, same = opened(paths, folder)
+    again, same = read_all(paths, cache)
     assert torch.equal(again, images)
     assert same == bad
     assert sorted(decoded) == ["2.png", "4.png"]
-    assert sorted(path.name for path in folder.parent.iterdir()) == ["set", "set.lock"]
+    assert sorted(path.name for path in cache.parent.iterdir()) == ["set.images", "set.images.lock"]
 
 
 def overwrite(file, at, data):
-    with file.open("r+b") as opened:
-        opened.seek(at)
-        opened.write(data)
+    with file.open("r+b") as content:
+        content.seek(at)
+        content.write(data)
+
+
+def append(file, data):
+    with file.open("ab") as content:
+        content.write(data)
 
 
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda folder: overwrite(folder / "images", 30, b"\xff"),
-        lambda folder: os.truncate(folder / "images", 100),
-        lambda folder: (folder / "images").open("ab").write(b"more"),
-        lambda folder: (folder / "images").unlink(),
-        lambda folder: (folder / "index.json").unlink(),
-        lambda folder: (folder / "index.json").write_text("{"),
-        lambda folder: (folder / "index.json").write_text("[]"),
-        lambda folder: (folder / "index.json").write_text('{"bad": []}'),
-        lambda folder: folder.with_suffix(".new").mkdir(),
+        lambda cache: overwrite(cache, 30, b"\xff"),
+        lambda cache: overwrite(cache, cache.stat().st_size - 100, b"\xff"),
+        lambda cache: os.truncate(cache, 100),
+        lambda cache: append(cache, b"more"),
+        lambda cache: cache.unlink(),
+        lambda cache: cache.write_text("{"),
+        lambda cache: cache.write_text("[]"),
+        lambda cache: cache.write_text('{"bad": []}'),
+        lambda cache: cache.write_bytes(b""),
+        lambda cache: cache.with_name(".set.images.half.new").write_bytes(b"half"),
     ],
-    ids=["byte", "truncated", "longer", "no images", "no index", "no json", "list", "no bad", "half written"],
-)
-def test_what_is_damaged_is_decoded_anew(paths, folder, damage):
-    expected = opened(paths, folder)
-    damage(folder)
-    images, bad = opened(paths, folder)
-    assert torch.equal(images, expected[0])
-    assert bad == expected[1]
-    images, bad = opened(paths, folder)
-    assert torch.equal(images, expected[0])
+    ids=[
+        "byte", "description", "truncated", "longer", "missing", "no json", "list", "no bad", "empty", "half written",
+    ],
+)  # fmt: skip
+def test_damaged_cache_is_rebuilt(paths, cache, damage):
+    expected, expected_bad = read_all(paths, cache)
+    damage(cache)
+    for _ in range(2):
+        images, bad = read_all(paths, cache)
+        assert torch.equal(images, expected)
+        assert bad == expected_bad
 
 
-def test_a_changed_file_is_decoded_anew(paths, folder, decoded):
-    opened(paths, folder)
+def test_folder_of_an_earlier_version_is_replaced(paths, cache):
+    folder = cache.with_suffix("")
+    folder.mkdir(parents=True)
+    (folder / "images").write_bytes(bytes(5 * 3 * 3 * 3))
+    (folder / "index.json").write_text('{"files": "", "bad": {}, "checksum": 0}')
+    images, _ = read_all(paths, cache)
+    assert reds(images) == [0, 10, 0, 30, 0]
+    assert not folder.exists()
+
+
+def test_changed_file_is_decoded_again(paths, cache):
+    read_all(paths, cache)
     Image.new("RGB", (4, 4), (99, 1, 200)).save(paths[1])
     os.utime(paths[1], ns=(0, 1))
-    assert opened(paths, folder)[0][1, 0, 0, 0] == 99
+    images, _ = read_all(paths, cache)
+    assert images[1, 0, 0, 0] == 99
 
 
-def test_a_bad_file_that_has_become_good_is_noticed_whatever_its_time_says(paths, folder, monkeypatch):
-    monkeypatch.setattr(disk, "_state", lambda path: (0, 0))
-    opened(paths, folder)
+def test_bad_file_turned_good_at_the_same_time_and_size(paths, cache, monkeypatch):
+    monkeypatch.setattr(disk, "_size_and_time", lambda path: (0, 0))
+    read_all(paths, cache)
     Image.new("RGB", (4, 4), (99, 1, 200)).save(paths[2])
-    images, bad = opened(paths, folder)
+    images, bad = read_all(paths, cache)
     assert bad == {4: "empty"}
     assert images[2, 0, 0, 0] == 99
 
 
-@pytest.mark.parametrize(
-    "change",
-    [partial(Decoder, 4, "crop"), partial(Decoder, 3, "squash")],
-)
-def test_other_settings_are_decoded_anew(paths, folder, decoded, change):
-    opened(paths, folder)
+def test_file_that_changes_while_it_is_read(paths, cache, monkeypatch):
+    times = iter(range(100))
+    monkeypatch.setattr(disk, "_size_and_time", lambda path: (0, next(times)))
+    with pytest.raises(InputError, match=r"image files change while they are read; choose data.cache=none"):
+        read_all(paths, cache)
+
+
+@pytest.mark.parametrize("other", [partial(Decoder, 4, "crop"), partial(Decoder, 3, "squash")])
+def test_other_settings_are_decoded_again(paths, cache, decoded, other):
+    read_all(paths, cache)
     decoded.clear()
-    cache_on_disk(paths, change(), folder)
+    cache_on_disk(paths, other(), cache)
     assert {"0.png", "1.png", "3.png"} <= set(decoded)
 
 
-def test_other_files_or_another_order_are_decoded_anew(paths, folder):
-    opened(paths, folder)
-    read, _ = cache_on_disk(paths[1::-1], Decoder(3, "crop"), folder)
-    assert read(torch.tensor([0, 1]))[:, 0, 0, 0].tolist() == [10, 0]
+def test_other_order_is_decoded_again(paths, cache):
+    read_all(paths, cache)
+    read, _ = cache_on_disk(paths[1::-1], Decoder(3, "crop"), cache)
+    assert reds(read(torch.tensor([0, 1]))) == [10, 0]
 
 
-def test_a_run_that_reads_keeps_its_images_while_another_decodes_anew(paths, folder):
-    read, _ = cache_on_disk(paths, Decoder(3, "crop"), folder)
+def test_reader_keeps_its_images_while_the_cache_is_rebuilt(paths, cache):
+    read, _ = cache_on_disk(paths, Decoder(3, "crop"), cache)
     expected = read(ROWS).clone()
     Image.new("RGB", (4, 4), "white").save(paths[0])
-    opened(paths, folder)
+    read_all(paths, cache)
     assert torch.equal(read(ROWS), expected)
 
 
-def test_who_cannot_write_is_told_what_to_do(paths, tmp_path):
+def test_directory_that_cannot_be_written(paths, tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(InputError, match=r"give another by data.cache_dir=FOLDER"):
-        opened(paths, tmp_path / "file" / "set")
+    with pytest.raises(InputError, match=r"set another directory by data.cache_dir=FOLDER"):
+        read_all(paths, tmp_path / "file" / "set.images")
 
 
-def test_a_full_disk_is_told_and_leaves_nothing_that_would_be_trusted(paths, folder, monkeypatch):
-    def full(*arguments):
+def test_full_disk_leaves_no_cache(paths, cache, monkeypatch):
+    def fail(digest):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(disk.zlib, "crc32", full)
+    # the last line of the file
+    monkeypatch.setattr(keyed_cache, "_digest_line", fail)
     with pytest.raises(InputError, match="No space left on device"):
-        opened(paths, folder)
+        read_all(paths, cache)
     monkeypatch.undo()
-    assert not folder.exists()
-    assert np.array_equal(opened(paths, folder)[0][:, 0, 0, 0], [0, 10, 0, 30, 0])
+    assert not cache.exists()
+    images, _ = read_all(paths, cache)
+    assert reds(images) == [0, 10, 0, 30, 0]
 
 
-def test_the_first_bad_file_stops_who_wants_it_also_where_others_let_it_pass(paths, folder):
-    opened(paths, folder)
+def test_strict_decoder_raises_on_a_cache_with_bad_files(paths, cache):
+    read_all(paths, cache)
     with pytest.raises(InputError, match=r"2.png: empty"):
-        cache_on_disk(paths, Decoder(3, "crop", strict=True), folder)
+        cache_on_disk(paths, Decoder(3, "crop", strict=True), cache)
