@@ -1,4 +1,4 @@
-"""Early stopping that a resume neither undoes nor ties to an earlier patience."""
+"""Early stopping that survives a resume."""
 
 import math
 from typing import Any
@@ -9,19 +9,30 @@ from lightning.pytorch.callbacks import EarlyStopping
 
 
 class EarlyStop(EarlyStopping):
-    """Lightning's EarlyStopping, but a resumed run has the patience it is given now, and none left trains no epoch."""
+    """Lightning's EarlyStopping with a patience that can change on resume.
+
+    A resumed run uses the patience configured now. It stops at once if that is used up. Lightning's own restores the
+    old patience. The arguments are those of lightning.pytorch.callbacks.EarlyStopping.
+
+    Example:
+        >>> callback = EarlyStop("val/loss", patience=5)
+    """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Begin to count; what a checkpoint has counted, which may be loaded next, goes before it."""
+        """Reset the counts, so that a second run with this callback has all its patience.
+
+        A checkpoint's counts are loaded later.
+        """
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            self.wait_count, self.stopped_epoch = 0, 0
+            self.wait_count = 0
+            self.stopped_epoch = 0
             self.best_score = torch.tensor(math.inf if self.mode == "min" else -math.inf)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting, up to the patience of now."""
+        """Load the counts of a checkpoint and keep the configured patience."""
         super().load_state_dict({**state_dict, "patience": self.patience})
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop at once where training had stopped already."""
+        """Stop before the first step if the patience is used up."""
         trainer.should_stop = self.wait_count >= self.patience

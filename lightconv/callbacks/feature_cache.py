@@ -1,142 +1,169 @@
-"""Features of a frozen backbone, computed once instead of every epoch."""
+"""Features of a frozen backbone, computed once instead of in every epoch."""
 
 import hashlib
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
-from filelock import FileLock
 from jaxtyping import Float
 from rich.progress import track
 from torch import Tensor
 
 from lightconv.data import ImageData
 from lightconv.errors import InputError
+from lightconv.keyed_cache import CacheEntry, Stored
 from lightconv.models import Pretrained
-from lightconv.models.weights import read_checkpoint
 
 Features = Float[Tensor, "copies n features"]
-_AT_ONCE = 256  # images that are read to be recognised
+_IMAGES_PER_BLOCK = 256  # images hashed at a time
 
 
 class FeatureCache:
-    """Computes what a network's head sees of a set's images, and keeps it in memory or on disk.
+    """Features of images before a network's head, kept in memory or on disk.
 
-    A file on disk belongs to the weights, the images and everything that happens to them on the way; another one of
-    these, or a damaged file, and it is computed anew.
+    A file on disk is valid for one set of weights, images and transforms. A file for others, or a damaged one, is
+    computed again.
 
     Args:
-        place: "memory", or a directory, from which features are memory-mapped.
-        copies: augmented copies of each training image, which take turns epoch by epoch; None where images are not
-            augmented.
+        place: "memory", or a directory. Features are memory-mapped from its files.
+        copies: number of augmented copies of each training image. The copies take turns epoch by epoch. None leaves
+            augmented images uncached.
 
     Raises:
-        InputError: for no copies.
+        InputError: If ``copies`` is below 1.
     """
 
-    def __init__(self, place: str | Path = "memory", copies: int | None = None) -> None:
+    def __init__(self, place: Literal["memory"] | str | Path = "memory", copies: int | None = None) -> None:
         if copies is not None and copies < 1:
-            raise InputError(f"copies={copies}: give the number of augmented copies of each image, or null")
+            raise InputError(f"copies={copies}: set it to the number of augmented copies of each image, or to null")
         self.directory = None if place == "memory" else Path(place).expanduser()
         self.copies = copies
 
-    def serves(self, network: Any, data: Any) -> bool:
-        """Whether features stay what they are from epoch to epoch: nothing trains that they depend on, or varies them.
+    def can_cache(self, network: Any, data: Any) -> bool:
+        """Return True if features stay the same in every epoch.
+
+        They change if the backbone trains, if images are augmented without a number of copies, or if images are mixed.
 
         Raises:
-            InputError: if the network is not Pretrained or the data are not lightconv's.
+            InputError: If ``network`` is not a Pretrained or ``data`` is not an ImageData.
         """
         if not isinstance(network, Pretrained) or not isinstance(data, ImageData):
             raise InputError(
-                "features are cached of lightconv.models.Pretrained, on data of lightconv.data given as a datamodule; "
-                "for others set cache to null"
+                "features are cached for a lightconv.models.Pretrained on a datamodule of lightconv.data; "
+                "for other networks or data set cache to null"
             )
-        # an image that is mixed has another's label too, which features are kept without
-        varied = (data.augmentation is not None and self.copies is None) or data.mixing is not None
-        return network.frozen and not varied
+        freshly_augmented = data.augmentation is not None and self.copies is None
+        # mixing changes labels together with images, and features are kept without labels
+        mixed = data.mixing is not None
+        return network.frozen and not freshly_augmented and not mixed
 
-    def features(self, trainer: L.Trainer, network: Pretrained, data: ImageData, show: bool) -> dict[str, Features]:
-        """Features of the training and the validation split.
+    def features(
+        self,
+        trainer: L.Trainer,
+        network: Pretrained,
+        data: ImageData,
+        show_progress: bool,
+    ) -> dict[str, Features]:
+        """Return the features of the training and the validation split.
 
         Args:
-            trainer: whose precision the network computes in.
-            network: whose backbone is frozen.
-            data: a set that ``serves`` allows.
-            show: whether to show how far it is.
+            trainer: running Trainer. Its precision is used.
+            network: network with a frozen backbone.
+            data: datamodule accepted by `can_cache`.
+            show_progress: draw a progress bar.
+
+        Returns:
+            Features by split name. Without augmentation the first axis has length 1.
         """
-        augmented = range(self.copies) if self.copies and data.augmentation else [None]
-        return {
-            name: torch.stack([self._split(trainer, network, data, name, copy, show) for copy in copies])
-            for name, copies in (("train", augmented), ("validation", [None]))
-        }
+        copies: dict[str, list[int | None]] = {"train": [None], "validation": [None]}
+        if self.copies and data.augmentation:
+            copies["train"] = list(range(self.copies))
+        features = {}
+        for split, numbers in copies.items():
+            sources = [_FeatureSource(trainer, network, data, split, copy) for copy in numbers]
+            # copies x (n, features) -> (copies, n, features)
+            features[split] = torch.stack([self._load_or_compute(source, show_progress) for source in sources])
+        return features
 
-    def _split(
-        self, trainer: L.Trainer, network: Pretrained, data: ImageData, name: str, copy: int | None, show: bool
-    ) -> Tensor:
+    def _load_or_compute(self, source: "_FeatureSource", show_progress: bool) -> Tensor:
         if self.directory is None:
-            return _computed(trainer, network, data, name, copy, show)
-        self.directory.mkdir(parents=True, exist_ok=True)
-        key = _key(trainer, network, data, name, copy)
-        path = self.directory / f"{key[:24]}.features"
-        with FileLock(f"{path}.lock"):
-            stored = _stored(path, key)
+            return source.compute(show_progress)
+        key = source.key()
+        entry = CacheEntry(self.directory / f"{key[:24]}.features", key)
+        with entry.lock():
+            stored = entry.read()
             if stored is None:
-                features = _computed(trainer, network, data, name, copy, show)
-                fresh = path.with_suffix(".new")
-                torch.save({"key": key, "digest": _digest(features), "features": features}, fresh)
-                fresh.replace(path)
-                stored = _stored(path, key)
+                features = source.compute(show_progress)
+                notes = {"dtype": str(features.dtype).removeprefix("torch."), "shape": list(features.shape)}
+                entry.write([_byte_view(features)], notes)
+                stored = entry.read()
         assert stored is not None
-        return stored
+        return _to_tensor(stored)
 
 
-def _computed(
-    trainer: L.Trainer, network: Pretrained, data: ImageData, name: str, copy: int | None, show: bool
-) -> Tensor:
-    batches = data.ordered_batches(name, copy)
-    what = f"features of {len(batches.labels):,} images"
-    with torch.no_grad(), trainer.precision_plugin.forward_context():
-        seen = track(batches, what, len(batches), transient=True, disable=not (show and trainer.is_global_zero))
-        return torch.cat([network.features(images).cpu() for images, _ in seen])
+@dataclass(frozen=True)
+class _FeatureSource:
+    """Images of one split and the network that turns them into features.
+
+    Attributes:
+        trainer: running Trainer.
+        network: network with a frozen backbone.
+        data: datamodule of the images.
+        split: "train" or "validation".
+        copy: number of the augmented copy, None without augmentation.
+    """
+
+    trainer: L.Trainer
+    network: Pretrained
+    data: ImageData
+    split: str
+    copy: int | None
+
+    def compute(self, show_progress: bool) -> Float[Tensor, "n features"]:
+        """Run the backbone on all images in order."""
+        batches = self.data.ordered_batches(self.split, self.copy)
+        progress = track(
+            batches,
+            f"features of {len(batches.labels):,} images",
+            len(batches),
+            transient=True,
+            disable=not (show_progress and self.trainer.is_global_zero),
+        )
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            return torch.cat([self.network.features(images).cpu() for images, _ in progress])
+
+    def key(self) -> str:
+        """Return a SHA-256 digest of everything the features depend on."""
+        digest = hashlib.sha256(self._describe().encode())
+        for tensor in self.network.backbone.state_dict().values():
+            digest.update(_byte_view(tensor))
+        images = self.data.split(self.split)[0]
+        for first in range(0, len(images), _IMAGES_PER_BLOCK):
+            digest.update(_byte_view(images[first : first + _IMAGES_PER_BLOCK]))
+        return digest.hexdigest()
+
+    def _describe(self) -> str:
+        """Return versions, architecture and transforms as text."""
+        trainer, network, data = self.trainer, self.network, self.data
+        lines = [
+            f"{torch.__version__} {trainer.precision} {trainer.strategy.root_device.type}",
+            f"{network.backbone} {network.pool}",
+            f"{data.image_shape} {data.mean} {data.std}",
+        ]
+        if self.copy is not None:
+            lines.append(f"{self.copy} {data.seed} {data.augmentation!r}")
+        return "\n".join(lines)
 
 
-def _stored(path: Path, key: str) -> Tensor | None:
-    """The features of a file, mapped into memory; None if there are none, or others, or damaged ones."""
-    if not path.is_file():
-        return None
-    try:
-        content = read_checkpoint(path, mmap=True)
-        features = content["features"]
-        return features if content["key"] == key and content["digest"] == _digest(features) else None
-    except (InputError, KeyError, AttributeError, TypeError):
-        return None
+def _to_tensor(stored: Stored) -> Float[Tensor, "n features"]:
+    """Return a tensor over the memory map of a cache entry."""
+    flat = torch.frombuffer(stored.content, dtype=getattr(torch, stored.notes["dtype"]))
+    return flat.view(stored.notes["shape"])
 
 
-def _digest(features: Tensor) -> str:
-    return hashlib.sha256(_bytes(features)).hexdigest()
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())  # type: ignore[arg-type]
-
-
-def _key(trainer: L.Trainer, network: Pretrained, data: ImageData, name: str, copy: int | None) -> str:
-    key = hashlib.sha256()
-    for part in _described(trainer, network, data, copy):
-        key.update(part.encode() + b"\n")
-    for tensor in network.backbone.state_dict().values():
-        key.update(_bytes(tensor))
-    images = data.split(name)[0]
-    for first in range(0, len(images), _AT_ONCE):
-        key.update(_bytes(images[first : first + _AT_ONCE]))
-    return key.hexdigest()
-
-
-def _described(trainer: L.Trainer, network: Pretrained, data: ImageData, copy: int | None) -> Iterator[str]:
-    yield f"{torch.__version__} {trainer.precision} {trainer.strategy.root_device.type}"
-    yield f"{network.backbone} {network.pool}"
-    yield f"{data.image_shape} {data.mean} {data.std}"
-    if copy is not None:
-        yield f"{copy} {data.seed} {data.augmentation!r}"
+def _byte_view(tensor: Tensor) -> memoryview:
+    # numpy knows no bfloat16, so the bytes are viewed as uint8 first
+    flat = tensor.detach().cpu().contiguous().flatten()
+    return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]

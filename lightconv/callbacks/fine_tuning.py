@@ -1,4 +1,4 @@
-"""Train a pretrained network in stages: the head, then more and more of what lies before it."""
+"""Train a pretrained network in stages: first the head, then more and more blocks before it."""
 
 import math
 import warnings
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 from lightning.pytorch.callbacks import WeightAveraging
@@ -18,38 +18,50 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lightconv.callbacks.feature_cache import FeatureCache
-from lightconv.callbacks.stages import Blocks, Stage, check_names, depths, freeze, split_by_depth, stages_of
+from lightconv.callbacks.stages import (
+    Blocks,
+    Stage,
+    check_names,
+    parameter_depths,
+    parse_stages,
+    split_by_depth,
+    train_only,
+)
 from lightconv.data import ImageData
 from lightconv.errors import InputError
 from lightconv.models import Pretrained
 from lightconv.surgery.fuse import fuse, unfuse
-from lightconv.tasks.schedules import schedule
+from lightconv.tasks.schedules import build_schedule
 
-_RATES = ("max_lr", "base_lr")  # learning rates that schedulers are given, in place of the optimizer's
+_RATE_ARGUMENTS = ("max_lr", "base_lr")  # learning rates given to a scheduler instead of to the optimizer
 
 
 class FineTuning(L.Callback):
-    """Freeze and unfreeze by epoch, in a module that knows nothing of it.
+    """Freeze and unfreeze parts of any LightningModule by epoch.
 
-    The optimizer gets all its groups, one a block, before the first step, so that any scheduler works with them; which
-    stage it is follows from the epoch, also when a run is resumed. What is frozen has no gradients and is in
-    evaluation: nothing is saved for its backward pass, its statistics stay. DistributedDataParallel is wrapped anew
-    around what trains. When the run ends everything is as trainable as before.
+    The stage follows from the epoch, also in a resumed run. Frozen modules get no gradients and run in evaluation
+    mode: nothing is saved for their backward pass, and BatchNorm keeps its statistics. The optimizer has one parameter
+    group per block from the first step on, so that any scheduler works. DistributedDataParallel is wrapped again at
+    the start of each stage. When the run ends, all parameters and modes are as they were before it.
 
     Args:
-        stages: as `Stage`, or dictionaries of what it takes.
-        decay: factor on the learning rate from a block to the one before it (Howard, Ruder 2018: 1/2.6).
-        scheduler: called with the optimizer at the start of each stage, for the length of that stage; the module then
-            has none.
-        blocks: names of modules, from the head to the input; `lightconv.models.Pretrained` says so itself.
-        cache: "memory", or a directory: while the whole backbone of a `Pretrained` is frozen, the head trains on
-            features that are computed once, as `FeatureCache` does.
-        copies: augmented copies of each image to cache; None leaves augmented images uncached.
-        fuse: while the whole backbone of a `Pretrained` is frozen, compute its chains of convolution, BatchNorm2d,
-            activation and pooling as blocks (`lightconv.fuse`), the same but for rounding.
+        stages: stages in order, as `Stage` or as dictionaries of its attributes.
+        decay: factor on the learning rate from a block to the next deeper one (Howard, Ruder 2018: 1/2.6).
+        scheduler: factory called with the optimizer at the start of each stage. Its length is that of the stage. The
+            module itself then has no scheduler.
+        blocks: module names per block, from the head to the input. A `lightconv.models.Pretrained` knows its own.
+        cache: "memory", a directory, or None. While the whole backbone of a Pretrained is frozen, the head trains on
+            features computed once, as in `lightconv.callbacks.feature_cache.FeatureCache`.
+        copies: number of augmented copies of each image to cache. None leaves augmented images uncached.
+        fuse: while the whole backbone of a Pretrained is frozen, compute its chains of convolution, BatchNorm2d,
+            activation and pooling as single blocks, as in `lightconv.fuse`. Results differ by rounding only.
 
     Raises:
-        InputError: for stages that are none; and when the run starts, if the module does not fit them.
+        InputError: If the stages are invalid. At the start of a run also if they do not match the module.
+
+    Example:
+        >>> stages = [Stage(epoch=0, train="head"), Stage(epoch=5, train="last_block", lr=0.1)]
+        >>> trainer = L.Trainer(max_epochs=10, callbacks=[FineTuning(stages, cache="memory")], logger=False)
     """
 
     def __init__(
@@ -58,175 +70,226 @@ class FineTuning(L.Callback):
         decay: float = 1.0,
         scheduler: Callable[..., LRScheduler] | None = None,
         blocks: Blocks | None = None,
-        cache: str | Path | None = None,
+        cache: Literal["memory"] | str | Path | None = None,
         copies: int | None = None,
         fuse: bool = False,
     ) -> None:
         if not 0 < decay <= 1:
             raise InputError(f"decay={decay} is not above 0 and at most 1")
-        self.stages, self.decay, self.scheduler, self.blocks = stages_of(stages), decay, scheduler, blocks
+        self.stages = parse_stages(stages)
+        self.decay = decay
+        self.scheduler = scheduler
+        self.blocks = blocks
         self.cache = FeatureCache(cache, copies) if cache else None
         self.fuse = fuse
         self.stage = 0
-        self._resumed: int | None = None
-        self._names: list[list[str] | None] = []
+        self._resumed_stage: int | None = None
+        self._patterns: list[list[str] | None] = []
         self._trainable: set[nn.Parameter] = set()
         self._modes: dict[nn.Module, bool] = {}
-        self._rates: list[float] = []
-        self._scales: list[float] = []
+        self._rates: list[float] = []  # per parameter group, before any stage's factor
 
     def check(self, pl_module: L.LightningModule) -> None:
-        """Make sure that the stages fit the module; a run does so when it starts.
+        """Check that the stages match the module. Called at the start of a run.
 
         Raises:
-            InputError: for a name that fits no module, more blocks than there are, or depths that are not known.
+            InputError: If a name matches no module, if a stage counts more blocks than there are, or if depths are
+                needed and unknown.
         """
-        network, blocks = self._parts(pl_module)
+        network, blocks = self._network_and_blocks(pl_module)
         if self.decay != 1 and blocks is None:
-            raise InputError("decay goes by depth: give FineTuning(blocks=[[names of the head], [last block], ...])")
-        self._names = [stage.names(blocks) for stage in self.stages]
-        for names in self._names:
-            check_names(network, names)
+            raise InputError(
+                "decay goes by depth: give FineTuning(blocks=[[names of the head], [names of the last block], ...])"
+            )
+        self._patterns = [stage.names(blocks) for stage in self.stages]
+        for patterns in self._patterns:
+            check_names(network, patterns)
 
     def begin(self, pl_module: L.LightningModule) -> None:
-        """Freeze what the first stage freezes, for a run without this callback, such as a learning-rate finder's."""
+        """Freeze as in the first stage, for a run without this callback, such as a learning-rate range test."""
         self.check(pl_module)
-        self._trainable = {p for p in pl_module.parameters() if p.requires_grad}
+        self._trainable = _trainable_parameters(pl_module)
         self._freeze(pl_module)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Enter the stage of the epoch, or that of the checkpoint, whose optimizer and scheduler are restored next."""
+        """Enter the current epoch's stage, or a checkpoint's.
+
+        Lightning restores optimizer and scheduler right after this hook, so both must already have the shape they had
+        when the checkpoint was saved.
+        """
         if not isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy):
             raise InputError(f"FineTuning works on one device or with DDP, not with {type(trainer.strategy).__name__}")
         warnings.filterwarnings("ignore", message="Found .* module.s. in eval mode at the start of training")
-        self._trainable = {p for p in pl_module.parameters() if p.requires_grad}
+        self._trainable = _trainable_parameters(pl_module)
         self._modes = {module: module.training for module in pl_module.modules()}
         self.check(pl_module)
-        self._group(trainer, pl_module)
-        self._enter(trainer, pl_module, self._current(trainer) if self._resumed is None else self._resumed, show=True)
-        self._resumed = None
+        self._group_parameters(trainer, pl_module)
+        stage = self._current_stage(trainer) if self._resumed_stage is None else self._resumed_stage
+        self._enter_stage(trainer, pl_module, stage, show_progress=True)
+        self._resumed_stage = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Enter the epoch's stage; a run stopped after the last step of an epoch resumes without the start of one."""
+        """Enter the current epoch's stage.
+
+        Lightning skips on_train_epoch_start if it resumes from the last step of an epoch.
+        """
         self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Enter the epoch's stage, if it is another one; freeze again what something else may have woken up."""
-        if self._current(trainer) != self.stage:
-            self._enter(trainer, pl_module, self._current(trainer))
+        """Enter the epoch's stage if it is a new one, else freeze again what other code may have unfrozen."""
+        stage = self._current_stage(trainer)
+        if stage != self.stage:
+            self._enter_stage(trainer, pl_module, stage)
         else:
             self._freeze(pl_module)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Give back what was frozen."""
+        """Unfreeze everything."""
         self._restore(trainer, pl_module)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Give back what was frozen; after an exception there is no teardown."""
+        """Unfreeze everything. Lightning calls no teardown after an exception."""
         self._restore(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        """Which stage the optimizer's and the scheduler's state in the checkpoint belong to."""
+        """Return the stage of the optimizer's and scheduler's states in the same checkpoint."""
         return {"stage": self.stage}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on in that stage."""
-        self._resumed = min(state_dict["stage"], len(self.stages) - 1)
+        """Start the resumed run in the checkpoint's stage."""
+        self._resumed_stage = min(state_dict["stage"], len(self.stages) - 1)
 
-    def _current(self, trainer: L.Trainer) -> int:
-        return bisect_right([stage.epoch for stage in self.stages], trainer.current_epoch) - 1
+    def _current_stage(self, trainer: L.Trainer) -> int:
+        first_epochs = [stage.epoch for stage in self.stages]
+        return bisect_right(first_epochs, trainer.current_epoch) - 1
 
-    def _group(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        network, blocks = self._parts(pl_module)
-        optimizer = _optimizer(trainer)
-        flat = self.decay == 1 and all(stage.lr == 1 for stage in self.stages)
-        if trainer.lr_scheduler_configs and not (flat and self.scheduler is None):
+    def _group_parameters(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Split the optimizer's groups by depth and store their learning rates."""
+        network, blocks = self._network_and_blocks(pl_module)
+        optimizer = _single_optimizer(trainer)
+        has_scheduler = bool(trainer.lr_scheduler_configs)
+        sets_rates = self.decay != 1 or self.scheduler is not None or any(stage.lr != 1 for stage in self.stages)
+        if has_scheduler and sets_rates:
             raise InputError(
-                "a scheduler and the rates of stages and depths both set learning rates: give it as "
-                "FineTuning(scheduler=...), called at the start of each stage, in place of configure_optimizers"
+                "the module's scheduler and the rates of stages and depths both set learning rates: remove it from "
+                "configure_optimizers and give it as FineTuning(scheduler=...), called at the start of each stage"
             )
-        if blocks is not None and not trainer.lr_scheduler_configs:
-            split_by_depth(optimizer, depths(network, blocks), self.decay)
+        if blocks is not None and not has_scheduler:
+            split_by_depth(optimizer, parameter_depths(network, blocks), self.decay)
         self._rates = [group["lr"] for group in optimizer.param_groups]
-        self._scales = [rate / max(self._rates) for rate in self._rates]
 
-    def _enter(self, trainer: L.Trainer, pl_module: L.LightningModule, index: int, show: bool = False) -> None:
-        self.stage = index
+    def _enter_stage(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, stage: int, show_progress: bool = False
+    ) -> None:
+        self.stage = stage
+        network, _ = self._network_and_blocks(pl_module)
         self._freeze(pl_module)
         if self.fuse:
-            self._fuse_frozen(self._parts(pl_module)[0])
+            _fuse_if_frozen(network)
         if isinstance(trainer.strategy, DDPStrategy):
+            # DDP decides which gradients to exchange when it wraps. Replicas would diverge after unfreezing.
             trainer.strategy.model = pl_module
-            trainer.strategy.configure_ddp()  # which gradients it exchanges is fixed when it wraps
+            trainer.strategy.configure_ddp()
         if not trainer.lr_scheduler_configs or self.scheduler:
-            self._schedule(trainer, _optimizer(trainer))
+            self._set_rates(trainer, _single_optimizer(trainer))
         if self.cache:
-            self._serve(trainer, self._parts(pl_module)[0], self.cache, show)
-        self._announce(trainer, pl_module)
+            self._serve_features(trainer, network, self.cache, show_progress)
+        self._print_stage(trainer, pl_module)
 
-    def _serve(self, trainer: L.Trainer, network: Any, cache: FeatureCache, show: bool) -> None:
+    def _serve_features(self, trainer: L.Trainer, network: Any, cache: FeatureCache, show_progress: bool) -> None:
+        """Let the datamodule deliver features in place of images, if the cache applies to this stage."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        features = cache.features(trainer, network, data, show) if cache.serves(network, data) else {}
-        if self.stage and any(isinstance(c, WeightAveraging) for c in trainer.callbacks):  # type: ignore[attr-defined]
-            features.pop("validation", None)  # of averages, which move on after the backbone has trained
+        features = {}
+        if cache.can_cache(network, data):
+            features = cache.features(trainer, network, data, show_progress)
+        averages = any(isinstance(c, WeightAveraging) for c in trainer.callbacks)  # type: ignore[attr-defined]
+        if self.stage > 0 and averages:
+            # Validation uses averaged weights. Once the backbone has trained, its average keeps moving while the
+            # backbone itself is frozen, so stored features would not be those of the averaged backbone.
+            features.pop("validation", None)
         data.serve(features)
 
-    def _announce(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        training = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
-        everything = sum(p.numel() for p in pl_module.parameters())
+    def _print_stage(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trained = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
+        total = sum(p.numel() for p in pl_module.parameters())
         stage = self.stages[self.stage]
-        trainer.print(f"from epoch {stage.epoch}: training {stage.train}, {training:,} of {everything:,} parameters")
+        trainer.print(f"from epoch {stage.epoch}: training {stage.train}, {trained:,} of {total:,} parameters")
 
     def _freeze(self, pl_module: L.LightningModule) -> None:
-        freeze(self._parts(pl_module)[0], self._names[self.stage], self._trainable)
+        network, _ = self._network_and_blocks(pl_module)
+        train_only(network, self._patterns[self.stage], self._trainable)
 
-    def _fuse_frozen(self, network: nn.Module) -> None:
-        unfuse(network)
-        if isinstance(network, Pretrained) and network.frozen:
-            with suppress(InputError):  # some have nothing to fuse
-                fuse(network.backbone)
-
-    def _schedule(self, trainer: L.Trainer, optimizer: Optimizer) -> None:
+    def _set_rates(self, trainer: L.Trainer, optimizer: Optimizer) -> None:
+        """Set the stage's learning rates and build its scheduler."""
         factor = self.stages[self.stage].lr
         for group, rate in zip(optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
-            group.pop("initial_lr", None)  # the last stage's
-        if self.scheduler:
-            given = getattr(self.scheduler, "keywords", {})
-            rates = {name: [given[name] * factor * s for s in self._scales] for name in _RATES if name in given}
-            build = partial(self.scheduler, **rates)
-            config = LRSchedulerConfig(**schedule(optimizer, build, self._steps(trainer)))
-            trainer.strategy.lr_scheduler_configs = [config]
+            group.pop("initial_lr", None)  # left by the last stage's scheduler
+        if self.scheduler is None:
+            return
+        # one rate per parameter group, in the proportions of the depths
+        arguments = getattr(self.scheduler, "keywords", {})
+        proportions = [rate / max(self._rates) for rate in self._rates]
+        rates = {}
+        for name in _RATE_ARGUMENTS:
+            if name in arguments:
+                rates[name] = [arguments[name] * factor * proportion for proportion in proportions]
+        factory = partial(self.scheduler, **rates)
+        config = LRSchedulerConfig(**build_schedule(optimizer, factory, self._stage_steps(trainer)))
+        trainer.strategy.lr_scheduler_configs = [config]
 
-    def _steps(self, trainer: L.Trainer) -> float:
-        """Steps of the present stage."""
+    def _stage_steps(self, trainer: L.Trainer) -> float:
+        """Return the number of optimizer steps in the current stage."""
         total = trainer.estimated_stepping_batches
-        trainer.fit_loop.setup_data()  # which a run limited by steps has not needed to count them
+        # in a run limited by steps, Lightning has not counted the batches yet
+        trainer.fit_loop.setup_data()
         if trainer.num_training_batches == float("inf"):
             return total
-        an_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-        begins = [stage.epoch * an_epoch for stage in self.stages]
-        return max(1, min([*begins, total][self.stage + 1], total) - begins[self.stage])
+        steps_per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        first = self.stages[self.stage].epoch * steps_per_epoch
+        end = total
+        if self.stage + 1 < len(self.stages):
+            end = min(total, self.stages[self.stage + 1].epoch * steps_per_epoch)
+        return max(1, end - first)
 
-    def _parts(self, pl_module: L.LightningModule) -> tuple[nn.Module, Blocks | None]:
+    def _network_and_blocks(self, pl_module: L.LightningModule) -> tuple[nn.Module, Blocks | None]:
         if self.blocks is not None:
             return pl_module, self.blocks
-        network = next((module for module in pl_module.modules() if isinstance(module, Pretrained)), None)
-        return (network, network.blocks) if network else (pl_module, None)
+        for module in pl_module.modules():
+            if isinstance(module, Pretrained):
+                return module, module.blocks
+        return pl_module, None
 
     def _restore(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.cache and isinstance(data := trainer.datamodule, ImageData):  # type: ignore[attr-defined]
-            data.serve({})
+        if self.cache:
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            if isinstance(data, ImageData):
+                data.serve({})
         if self.fuse:
             unfuse(pl_module)
         for parameter in self._trainable:
             parameter.requires_grad_(True)
         for module, training in self._modes.items():
             module.training = training
-        self._trainable, self._modes = set(), {}
+        self._trainable = set()
+        self._modes = {}
 
 
-def _optimizer(trainer: L.Trainer) -> Optimizer:
+def _trainable_parameters(module: nn.Module) -> set[nn.Parameter]:
+    # a set compares tensors by identity: equal parameters of different layers are both kept
+    return {parameter for parameter in module.parameters() if parameter.requires_grad}
+
+
+def _single_optimizer(trainer: L.Trainer) -> Optimizer:
     if len(trainer.optimizers) != 1:
-        raise InputError(f"FineTuning works with one optimizer, configure_optimizers gives {len(trainer.optimizers)}")
+        raise InputError(
+            f"FineTuning works with one optimizer, but configure_optimizers returns {len(trainer.optimizers)}"
+        )
     return trainer.optimizers[0]
+
+
+def _fuse_if_frozen(network: nn.Module) -> None:
+    unfuse(network)
+    if isinstance(network, Pretrained) and network.frozen:
+        with suppress(InputError):  # raised if a backbone has nothing to fuse
+            fuse(network.backbone)

@@ -1,4 +1,4 @@
-"""Ctrl-C between two steps instead of in the middle of one."""
+"""Ctrl-C between two training steps."""
 
 import signal
 import threading
@@ -9,47 +9,55 @@ import lightning as L
 
 
 class GracefulStop(L.Callback):
-    """Let Ctrl-C wait for the end of the training step, so that what is saved then resumes bit for bit.
+    """Delay Ctrl-C until the training step has ended, so that the saved checkpoint resumes bit for bit.
 
-    A second Ctrl-C stops at once. Lightning treats SIGTERM like this by itself.
+    A second Ctrl-C stops at once. Lightning itself delays SIGTERM in the same way.
+
+    Example:
+        >>> trainer = L.Trainer(max_epochs=10, callbacks=[GracefulStop()], logger=False)
     """
 
     def __init__(self) -> None:
-        self._asked = False
-        self._previous: Any = None
+        self._stop_requested = False
+        self._previous_handler: Any = None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take Ctrl-C over, which only the main thread may, and come after the callbacks that have to finish a step."""
-        trainer.callbacks = [c for c in trainer.callbacks if c is not self] + [self]  # type: ignore[attr-defined]
+        """Install the handler of Ctrl-C and move this callback to the end of the list.
+
+        The other callbacks then finish the step before this one raises. Only the main thread may install handlers.
+        """
+        others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
+        trainer.callbacks = [*others, self]  # type: ignore[attr-defined]
         if threading.current_thread() is threading.main_thread():
-            self._asked = False
-            self._previous = signal.signal(signal.SIGINT, self._ask)
+            self._stop_requested = False
+            self._previous_handler = signal.signal(signal.SIGINT, self._handle_signal)
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        """Stop here if asked to, but not between the last step of an epoch and its validation, which none repeats."""
+        """Stop if requested, except after the last step of an epoch.
+
+        A run resumed from there would skip that epoch's validation.
+        """
         if not trainer.is_last_batch:
-            self._stop()
+            self._stop_if_requested()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop here if asked to in the last step before."""
-        self._stop()
+        """Stop if requested in the last step of the epoch before."""
+        self._stop_if_requested()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Give Ctrl-C back."""
-        self._give_back()
+        """Restore the previous handler of Ctrl-C."""
+        self._restore_handler()
 
-    def _stop(self) -> None:
-        if self._asked:
-            self._give_back()
+    def _stop_if_requested(self) -> None:
+        if self._stop_requested:
+            self._restore_handler()
             raise KeyboardInterrupt
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self._asked:
-            self._give_back()
-            raise KeyboardInterrupt
-        self._asked = True
+    def _handle_signal(self, number: int, frame: FrameType | None) -> None:
+        self._stop_if_requested()  # true on the second Ctrl-C
+        self._stop_requested = True
 
-    def _give_back(self) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
-            self._previous = None
+    def _restore_handler(self) -> None:
+        if self._previous_handler is not None:
+            signal.signal(signal.SIGINT, self._previous_handler)
+            self._previous_handler = None

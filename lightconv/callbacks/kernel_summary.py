@@ -1,4 +1,4 @@
-"""Lightning's summary of a module, and who serves its layers."""
+"""Lightning's summary of a module with the operator that computes each layer."""
 
 from collections import Counter
 from typing import Any
@@ -14,19 +14,22 @@ from torch import nn
 from lightconv.callbacks.kernel_swap import KernelSwap
 from lightconv.surgery.explain import Row, explain, layers
 
-_NO_SIZES = "sizes unknown: set the module's example_input_array, to a batch like those to come"
+_NO_EXAMPLE = "sizes unknown: set the module's example_input_array to a batch of the size used in training"
 
 
 class KernelSummary(ModelSummary):
-    """Lightning's table of a module's layers with a column more: who serves them, as `lightconv.explain` says.
+    """Lightning's table of a module's layers with one more column: the kernel of each layer, as in `lightconv.explain`.
 
-    It takes the place of Lightning's own, and comes after any KernelSwap, in whichever order they are listed. It holds
-    for batches like the module's ``example_input_array``; without one the sizes are unknown, and the column shows "?".
-    Layers deeper than the table goes are counted in the row of the module that they are part of.
+    It replaces Lightning's own summary and runs after any KernelSwap, in whichever order they are listed. It holds for
+    batches of the size of the module's ``example_input_array``. Without one, the column shows "?". Layers deeper than
+    the table are counted in the row of the module that contains them.
 
     Args:
-        max_depth: of the modules shown: 1 for the module's own attributes, -1 for all, 0 for no table.
-        style: settings of rich.table.Table.
+        max_depth: depth of the modules shown. 1 shows the module's own attributes, -1 all modules, 0 no table.
+        **style: keyword arguments of rich.table.Table.
+
+    Example:
+        >>> trainer = L.Trainer(max_epochs=10, callbacks=[KernelSwap(), KernelSummary(max_depth=2)], logger=False)
     """
 
     def __init__(self, max_depth: int = 1, **style: Any) -> None:
@@ -35,16 +38,21 @@ class KernelSummary(ModelSummary):
         self._call: tuple[Any, Any] | None = None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Print the table on the first process, and note for it how Lightning calls the module to learn the sizes."""
+        """Print the table on the first process.
+
+        Lightning calls the module with its example to learn the sizes. A hook records the arguments of this call, so
+        that `explain` can repeat it.
+        """
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, KernelSwap):
-                callback.on_fit_start(trainer, pl_module)  # swapping again, in its turn, changes nothing
+                callback.on_fit_start(trainer, pl_module)  # its own later call finds the layers swapped
         self._module = pl_module
-        with pl_module.register_forward_pre_hook(self._note, with_kwargs=True):
+        with pl_module.register_forward_pre_hook(self._record_call, with_kwargs=True):
             super().on_fit_start(trainer, pl_module)
-        self._module, self._call = nn.Identity(), None
+        self._module = nn.Identity()
+        self._call = None
 
-    def _note(self, module: nn.Module, *call: Any) -> None:
+    def _record_call(self, module: nn.Module, *call: Any) -> None:
         self._call = call
 
     def summarize(  # type: ignore[override]
@@ -57,45 +65,56 @@ class KernelSummary(ModelSummary):
         total_flops: int,
         **style: Any,
     ) -> None:
-        """Print what Lightning found, its totals in a line, and the reasons for who serves what."""
-        columns, rows = dict(summary_data), _served(self._module, self._call)
+        """Print Lightning's table with the additional column, the totals in a line, and the reasons."""
+        rows = _explain_layers(self._module, self._call)
         reasons = list(dict.fromkeys(row.reason for row in rows))
-        columns["Served by"] = [_cell(name, rows, reasons) for name in columns["Name"]]
+        columns = dict(summary_data)
+        columns["Served by"] = [_served_by(name, rows, reasons) for name in columns["Name"]]
         table = Table(**{"box": box.SIMPLE_HEAD, "pad_edge": False, "collapse_padding": True, **style})
         for name in columns:
             table.add_column(name, overflow="fold")
         for cells in zip(*columns.values(), strict=True):
+            # rich would read [x] in plain strings as markup
             table.add_row(*map(Text, cells))
         modes = ", ".join(f"{number} modules in {mode} mode" for mode, number in total_training_modes.items())
-        lines = [
-            f"{_short(total_parameters)} parameters, {_short(trainable_parameters)} trainable, {model_size:,.3f} MB",
-            f"{_short(total_flops)} FLOPs, {modes}",
-            *(f"({number}) {reason}" for number, reason in enumerate(reasons, 1)),
-        ]
+        total, trainable, flops = map(_format_count, (total_parameters, trainable_parameters, total_flops))
+        lines = [f"{total} parameters, {trainable} trainable, {model_size:,.3f} MB", f"{flops} FLOPs, {modes}"]
+        for number, reason in enumerate(reasons, 1):
+            lines.append(f"({number}) {reason}")
         get_console().print(table, *map(Text, lines), sep="\n")
 
 
-def _short(number: int) -> str:
+def _format_count(number: int) -> str:
     return get_human_readable_count(number).strip()
 
 
-def _served(module: nn.Module, call: tuple[Any, Any] | None) -> list[Row]:
-    """A row for each layer of a module, served by "?" where a call, by position and by name, does not tell."""
-    rows, unknown = _explained(module, *call) if call else ((), _NO_SIZES)
-    known = {row.name for row in rows}
-    return [*rows, *(Row(n, type(m).__name__, "?", "", unknown) for n, m in layers(module).items() if n not in known)]
+def _explain_layers(module: nn.Module, call: tuple[Any, Any] | None) -> list[Row]:
+    """Return a row for each layer, served by "?" if the call does not reach it.
+
+    Args:
+        module: module to explain.
+        call: positional and keyword arguments of a call of the module, None if there was none.
+    """
+    rows: list[Row] = []
+    unknown_reason = _NO_EXAMPLE
+    if call is not None:
+        arguments, keywords = call
+        try:
+            rows = list(explain(module, *arguments, **keywords).rows)
+            unknown_reason = "not called with the example_input_array"
+        except Exception as error:  # a forward may do anything with values; training must not depend on the summary
+            unknown_reason = f"lightconv.explain cannot run {type(module).__name__} without values: {error}"
+    explained = {row.name for row in rows}
+    for name, layer in layers(module).items():
+        if name not in explained:
+            rows.append(Row(name, type(layer).__name__, "?", "", unknown_reason))
+    return rows
 
 
-def _explained(module: nn.Module, inputs: Any, named: Any) -> tuple[tuple[Row, ...], str]:
-    """What `explain` finds, and why it finds no more."""
-    try:
-        return explain(module, *inputs, **named).rows, "not called with the example_input_array"
-    except Exception as error:  # whatever a forward does that needs values: training does not depend on it
-        return (), f"lightconv.explain cannot run {type(module).__name__} without values: {error}"
-
-
-def _cell(name: str, rows: list[Row], reasons: list[str]) -> str:
-    """Who serves a layer, or the layers of a module, and the numbers of the reasons."""
-    within = (row for row in rows if f"{row.name}.".startswith(f"{name}."))
-    counts = Counter(f"{row.served_by} ({reasons.index(row.reason) + 1})" for row in within)
-    return "\n".join(by if number == 1 else f"{number} x {by}" for by, number in counts.items())
+def _served_by(name: str, rows: list[Row], reasons: list[str]) -> str:
+    """Return the kernels of a module's layers and the numbers of their reasons."""
+    counts: Counter[str] = Counter()
+    for row in rows:
+        if row.name == name or row.name.startswith(f"{name}."):
+            counts[f"{row.served_by} ({reasons.index(row.reason) + 1})"] += 1
+    return "\n".join(kernel if number == 1 else f"{number} x {kernel}" for kernel, number in counts.items())

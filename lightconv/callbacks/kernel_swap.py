@@ -1,4 +1,4 @@
-"""lightconv's operators for as long as a Trainer runs."""
+"""Run a Trainer or Fabric on lightconv's operators."""
 
 from collections.abc import Iterable
 from contextlib import suppress
@@ -16,56 +16,67 @@ class KernelSwap(L.Callback):
     """Run a module's convolutions and max-poolings on lightconv's operators in fit, validate, test and predict.
 
     Layers change in place when a run starts, after ``configure_model`` and under any precision, strategy and
-    compilation, and change back when it ends or fails; checkpoints are as without it. Given to Fabric, it acts in
-    ``fabric.setup``, and `lightconv.restore` undoes it.
+    compilation. They change back when the run ends or fails. Checkpoints are the same as without the callback. With
+    Fabric, layers change in ``fabric.setup``, and `lightconv.restore` changes them back.
 
     Args:
-        include: names or classes of the layers to swap, as for `lightconv.swap`.
-        exclude: those to leave.
+        include: names or classes of layers to swap, as for `lightconv.swap`.
+        exclude: names or classes of layers to keep.
 
     Raises:
-        InputError: when a run starts, for what `lightconv.swap` refuses and for a Trainer of pytorch_lightning.
+        InputError: If there is nothing to swap, or if the Trainer is pytorch_lightning's. Raised when a run starts.
+
+    Example:
+        >>> trainer = L.Trainer(max_epochs=10, callbacks=[KernelSwap(exclude="head.*")], logger=False)
     """
 
     def __init__(self, include: Pattern | Iterable[Pattern] = "*", exclude: Pattern | Iterable[Pattern] = ()) -> None:
         self.include = include
         self.exclude = exclude
-        self._swapped: dict[nn.Module, list[nn.Module]] = {}  # by module: one callback may serve nested runs
+        # by module, because one callback may serve nested runs
+        self._swapped: dict[nn.Module, list[nn.Module]] = {}
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Refuse the other package's Trainer before anything has happened, and swap what is there already."""
+        """Check the Trainer's package and swap the layers built so far.
+
+        Lightning's tuner runs before on_fit_start, so layers change here already. ``configure_model`` comes later, so
+        finding nothing is no error yet.
+        """
         if not isinstance(trainer, L.Trainer):
             raise InputError(
-                f"KernelSwap works with lightning's Trainer, this one comes from {type(trainer).__module__}: write "
+                f"KernelSwap works with lightning's Trainer, but this one comes from {type(trainer).__module__}: write "
                 "`import lightning.pytorch as pl`, or call lightconv.swap(model) and lightconv.restore(model) yourself"
             )
-        with suppress(InputError):  # Lightning's tuner runs before on_fit_start
-            self._swap(pl_module, *_parts(trainer))
+        with suppress(InputError):
+            self._swap(pl_module, *_plugins_of(trainer))
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Swap, now that the module is complete."""
-        self._swap(pl_module, *_parts(trainer))
+        """Swap the layers of the complete module."""
+        self._swap(pl_module, *_plugins_of(trainer))
 
     on_validation_start = on_test_start = on_predict_start = on_fit_start
 
     def on_after_setup(self, fabric: Any, module: Any) -> None:
-        """Swap what Fabric has set up; of its several models, some may have nothing to swap."""
+        """Swap the layers of a module set up by Fabric.
+
+        Warn if there are none: one of Fabric's several models may have nothing to swap.
+        """
         try:
             self._swap(module.module, *fabric._callbacks, fabric._precision)
         except InputError as error:
             rank_zero_warn(f"KernelSwap: {error}")
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Change back what this callback changed."""
+        """Restore the layers swapped by this callback."""
         self._restore(pl_module)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Change back; after an exception there is no teardown."""
+        """Restore the layers. Lightning calls no teardown after an exception."""
         self._restore(pl_module)
 
-    def _swap(self, module: nn.Module, *others: Any) -> None:
+    def _swap(self, module: nn.Module, *plugins: Any) -> None:
         report = swap(module, self.include, self.exclude)
-        if report.swapped:  # and not at every validation of a fit
+        if report.swapped:  # empty at every validation within a fit
             rank_zero_info(f"lightconv: {report}")
         self._swapped.setdefault(module, []).extend(report.swapped.values())
 
@@ -74,36 +85,40 @@ class KernelSwap(L.Callback):
             restore(layer)
 
 
-def _parts(trainer: Any) -> list[Any]:
-    """What else of a Trainer might swap."""
+def _plugins_of(trainer: Any) -> list[Any]:
+    """Return everything in a Trainer that might swap layers."""
     return [*trainer.callbacks, trainer.precision_plugin]
 
 
 class DefaultKernelSwap(KernelSwap):
-    """What LIGHTCONV=1 adds: gives way to a swap of the script's own, and only warns of nothing to swap."""
+    """Callback added to every Trainer by LIGHTCONV=1.
 
-    def _swap(self, module: nn.Module, *others: Any) -> None:
-        if any(isinstance(other, KernelSwap | KernelPrecision) and other is not self for other in others):
+    It does nothing if the script has a swap of its own, and only warns if there is nothing to swap.
+    """
+
+    def _swap(self, module: nn.Module, *plugins: Any) -> None:
+        if any(isinstance(plugin, KernelSwap | KernelPrecision) and plugin is not self for plugin in plugins):
             return
         try:
-            super()._swap(module, *others)
+            super()._swap(module, *plugins)
         except InputError as error:
             rank_zero_warn(f"LIGHTCONV=1: {error}")
 
 
 class KernelPrecision:
-    """The same as part of a precision plugin, the Trainer's or Fabric's, for those who prefer ``plugins=``.
+    """Mixin for precision plugins, the Trainer's or Fabric's, with the effect of `KernelSwap`.
 
-    Mixed into the plugin that is wanted, since Lightning takes one::
-
-        class Mixed(lc.KernelPrecision, MixedPrecision):
-            exclude = "head.*"
-
-        L.Trainer(plugins=Mixed("bf16-mixed", "cuda"))
+    Lightning takes one precision plugin, so the mixin extends the plugin in use.
 
     Attributes:
-        include: names or classes of the layers to swap, as for `lightconv.swap`.
-        exclude: those to leave.
+        include: names or classes of layers to swap, as for `lightconv.swap`.
+        exclude: names or classes of layers to keep.
+
+    Example:
+        >>> from lightning.pytorch.plugins import MixedPrecision
+        >>> class Mixed(KernelPrecision, MixedPrecision):
+        ...     exclude = "head.*"
+        >>> trainer = L.Trainer(plugins=Mixed("bf16-mixed", "cpu"), accelerator="cpu", logger=False)
     """
 
     include: Pattern | Iterable[Pattern] = "*"
@@ -111,12 +126,12 @@ class KernelPrecision:
     _swapped: tuple[nn.Module, ...] = ()
 
     def convert_module(self, module: nn.Module) -> nn.Module:
-        """Swap in place, and convert as the plugin does."""
+        """Swap layers in place, then convert the module as the plugin does."""
         self._swapped += tuple(swap(module, self.include, self.exclude).swapped.values())
         return super().convert_module(module)
 
     def teardown(self) -> None:
-        """Change back, also after a failure."""
+        """Restore the layers, also after a failure."""
         for layer in self._swapped:
             restore(layer)
         self._swapped = ()

@@ -1,4 +1,4 @@
-"""Random generators in the checkpoint, which Lightning leaves out."""
+"""States of torch's random generators in checkpoints."""
 
 from typing import Any
 
@@ -9,25 +9,29 @@ import torch
 class RandomState(L.Callback):
     """Store torch's random generators in every checkpoint and restore them when training resumes.
 
-    Together with lightconv.data.Batches a resumed run continues bit for bit, dropout included.
+    Lightning leaves them out. Together with `lightconv.data.Batches` a resumed run continues bit for bit, dropout
+    included.
+
+    Example:
+        >>> trainer = L.Trainer(max_epochs=10, callbacks=[RandomState()], logger=False)
     """
 
     def __init__(self) -> None:
         self._restored: dict[str, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the CPU's generator and of every GPU's."""
+        """Return the states of the CPU's generator and of each GPU's."""
         return {
             "cpu": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remember the state until training starts: setting up may still draw numbers."""
+        """Keep the states until training starts, because setup may still draw random numbers."""
         self._restored = state_dict
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Restore the generators, as far as this machine has them."""
+        """Restore the generators of all devices present on this machine."""
         if not self._restored:
             return
         torch.set_rng_state(self._restored["cpu"].cpu())

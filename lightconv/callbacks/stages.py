@@ -1,10 +1,10 @@
-"""What a stage of fine-tuning trains: names, modes, gradients, and the optimizer's groups by depth."""
+"""Stages of fine-tuning: the modules to train, and the optimizer's parameter groups by depth."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 from torch.optim import Optimizer
@@ -12,41 +12,51 @@ from torch.optim import Optimizer
 from lightconv.errors import InputError
 
 Blocks = Sequence[Sequence[str]]
-_DEPTHS = {"head": 0, "last_block": 1}
+_BLOCKS_BEFORE_HEAD = {"head": 0, "last_block": 1}
 
 
 @dataclass(frozen=True)
 class Stage:
-    """From an epoch on, what trains, and how fast.
+    """One stage of fine-tuning: its first epoch, the modules it trains, and its learning rate.
+
+    All other modules are frozen: they get no gradients and run in evaluation mode, so BatchNorm keeps its statistics
+    and dropout is off.
 
     Attributes:
-        epoch: the stage's first epoch, counted from 0.
-        train: "head"; a number of blocks before it, from the last; "last_block", which is 1; "all"; or names of
-            modules as a shell writes them; they are put in training mode. All else is frozen: no gradients, and in
-            evaluation, so that BatchNorm keeps its statistics and dropout is off.
+        epoch: first epoch of the stage, counted from 0.
+        train: modules to train. "head"; a number of blocks before the head, counted from the last; "last_block", the
+            same as 1; "all"; or names of modules, with shell wildcards.
         lr: factor on the optimizer's learning rates.
+
+    Example:
+        >>> blocks = [["head"], ["backbone.4", "backbone.5"], ["backbone.0"]]
+        >>> Stage(epoch=5, train="last_block", lr=0.1).names(blocks)
+        ['head', 'backbone.4', 'backbone.5']
     """
 
     epoch: int
-    train: str | int | Sequence[str]
+    train: Literal["head", "last_block", "all"] | str | int | Sequence[str]
     lr: float = 1.0
 
     def names(self, blocks: Blocks | None) -> list[str] | None:
-        """Patterns of the modules that train, None for all.
+        """Return name patterns of the modules to train, None for all modules.
+
+        Args:
+            blocks: module names per block, from the head to the input. None if the depths are unknown.
 
         Raises:
-            InputError: if the stage goes by depth and there are no blocks, or not so many.
+            InputError: If the stage counts blocks and there are none or too few.
         """
         if self.train == "all":
             return None
-        train = _DEPTHS.get(self.train, self.train) if isinstance(self.train, str) else self.train
+        train = _BLOCKS_BEFORE_HEAD.get(self.train, self.train) if isinstance(self.train, str) else self.train
         if isinstance(train, str):
             return [train]
         if not isinstance(train, int):
             return list(train)
         if blocks is None:
             raise InputError(
-                f"train={self.train} goes by depth, and only lightconv.models.Pretrained says what is how deep: give "
+                f"train={self.train} counts blocks, and only lightconv.models.Pretrained knows its blocks: give "
                 "FineTuning(blocks=[[names of the head], [names of the last block], ...]), or names of modules"
             )
         if not 0 <= train < len(blocks):
@@ -54,91 +64,109 @@ class Stage:
         return [name for block in blocks[: train + 1] for name in block]
 
 
-def stages_of(settings: Sequence[Stage | dict[str, Any]]) -> list[Stage]:
-    """Stages out of a configuration, in order.
+def parse_stages(settings: Sequence[Stage | dict[str, Any]]) -> list[Stage]:
+    """Build stages from a configuration.
 
     Raises:
-        InputError: for one that is none, or epochs that do not begin at 0 and rise.
+        InputError: If a stage has unknown or missing keys, if its factor is not positive, or if the epochs do not
+            start at 0 and increase.
     """
     try:
         stages = [stage if isinstance(stage, Stage) else Stage(**stage) for stage in settings]
     except TypeError as error:
-        raise InputError(f"a stage has an epoch, what to train, and a factor lr: {error}") from error
+        raise InputError(f"a stage has the keys epoch, train and lr: {error}") from error
     epochs = [stage.epoch for stage in stages]
     if not epochs or epochs[0] != 0 or epochs != sorted(set(epochs)):
-        raise InputError(f"stages begin at epochs {epochs}: the first at 0, each later than the one before")
-    if slow := [stage.lr for stage in stages if not stage.lr > 0]:
-        raise InputError(f"a stage's lr={slow[0]} is a factor on the optimizer's, above 0")
+        raise InputError(f"stages begin at epochs {epochs}: the first must begin at 0, each later than the one before")
+    for stage in stages:
+        if not stage.lr > 0:
+            raise InputError(f"lr={stage.lr} of a stage is a factor on the optimizer's learning rate: set it above 0")
     return stages
 
 
-def check_names(network: nn.Module, names: list[str] | None) -> None:
-    """Raise InputError for a pattern that fits no module."""
+def check_names(network: nn.Module, patterns: list[str] | None) -> None:
+    """Check that every pattern matches a module.
+
+    Raises:
+        InputError: If a pattern matches none.
+    """
     known = [name for name, _ in network.named_modules() if name]
-    for pattern in names or ():
+    for pattern in patterns or ():
         if not any(fnmatchcase(name, pattern) for name in known):
-            close = difflib.get_close_matches(pattern, known, n=3)
+            suggestions = difflib.get_close_matches(pattern, known, n=3) or known[:3]
             raise InputError(
                 f"train: {pattern} is no module of {type(network).__name__}; choose head, last_block, all, a number of "
-                f"blocks, or names like {', '.join(close or known[:3])}"
+                f"blocks, or names like {', '.join(suggestions)}"
             )
 
 
-def freeze(network: nn.Module, names: list[str] | None, trainable: set[nn.Parameter]) -> None:
-    """Leave gradients and training mode to the modules named and all within them.
+def train_only(network: nn.Module, patterns: list[str] | None, trainable: set[nn.Parameter]) -> None:
+    """Train only the named modules and their children; freeze the rest.
 
-    What contains one that trains is in training mode, too.
+    Modules that contain a trained module are in training mode, too.
 
     Args:
-        network: changed in place.
-        names: patterns of module names, None for all.
-        trainable: what may train at all; what its owner has frozen stays so.
+        network: network to change in place.
+        patterns: patterns of module names, None for all modules.
+        trainable: parameters that may train at all. Parameters frozen by the user are not among them.
     """
     modules = dict(network.named_modules())
-    training = {name for name in modules if _within(name, names)}
-    above = {name[:end] for name in training for end in _dots(name)}
-    wanted = {id(p) for name in training for p in modules[name].parameters(recurse=False)}
+    trained_names = {name for name in modules if _is_within(name, patterns)}
+    in_training_mode = set(trained_names)
+    trained_parameters = set()
+    for name in trained_names:
+        in_training_mode.update(_enclosing_names(name))
+        trained_parameters.update(modules[name].parameters(recurse=False))
+    # train() sets all children, so parents must come first; named_modules() has them in this order
     for name, module in modules.items():
-        module.train(name in training or name in above)  # parents come before their children
+        module.train(name in in_training_mode)
     for parameter in network.parameters():
-        parameter.requires_grad_(id(parameter) in wanted and parameter in trainable)
+        parameter.requires_grad_(parameter in trained_parameters and parameter in trainable)
         if not parameter.requires_grad:
+            # a gradient left over from the last stage would still move it
             parameter.grad = None
 
 
-def _within(name: str, patterns: Sequence[str] | None) -> bool:
+def _is_within(name: str, patterns: Sequence[str] | None) -> bool:
+    """Return True if a pattern matches the module or one that contains it."""
     if patterns is None:
         return True
-    parents = [name[:end] for end in _dots(name)] + [name]
-    return any(fnmatchcase(parent, pattern) for parent in parents[1:] for pattern in patterns)
+    candidates = [*_enclosing_names(name), name] if name else []
+    return any(fnmatchcase(candidate, pattern) for candidate in candidates if candidate for pattern in patterns)
 
 
-def _dots(name: str) -> list[int]:
-    """Where the names of what contains a module end; the first is the network's own, empty one."""
-    return [0, *(i for i, character in enumerate(name) if character == ".")] if name else []
+def _enclosing_names(name: str) -> list[str]:
+    """Return the names of all modules that contain a module; "" is the network itself."""
+    if not name:
+        return []
+    parts = name.split(".")
+    return [".".join(parts[:length]) for length in range(len(parts))]
 
 
-def depths(network: nn.Module, blocks: Blocks) -> dict[nn.Parameter, int]:
-    """How many blocks lie behind each parameter; those of no block count to the first, the deepest.
+def parameter_depths(network: nn.Module, blocks: Blocks) -> dict[nn.Parameter, int]:
+    """Return the number of blocks between each parameter and the head, 0 for the head's own.
 
-    A parameter that several modules share has the depth of the one nearest to the head.
+    A shared parameter has the depth of its module nearest to the head. Parameters outside all blocks count to the
+    deepest block.
     """
-    found: dict[nn.Parameter, int] = {}
+    depths: dict[nn.Parameter, int] = {}
     for depth, block in enumerate(blocks):
         for name, module in network.named_modules():
-            if _within(name, block):
+            if _is_within(name, block):
                 for parameter in module.parameters(recurse=False):
-                    found.setdefault(parameter, depth)
-    return {parameter: found.get(parameter, len(blocks) - 1) for parameter in network.parameters()}
+                    depths.setdefault(parameter, depth)
+    for parameter in network.parameters():
+        depths.setdefault(parameter, len(blocks) - 1)
+    return depths
 
 
-def split_by_depth(optimizer: Optimizer, depth: dict[nn.Parameter, int], decay: float) -> None:
-    """Make a group of each depth within each of the optimizer's groups, with ``decay`` to the depth of its rate."""
+def split_by_depth(optimizer: Optimizer, depths: Mapping[nn.Parameter, int], decay: float) -> None:
+    """Split each parameter group of an optimizer by depth, with learning rate ``lr * decay**depth``."""
     groups = list(optimizer.param_groups)
     optimizer.param_groups.clear()
     for group in groups:
-        members: dict[int, list[nn.Parameter]] = {}
+        parameters_at: dict[int, list[nn.Parameter]] = {}
         for parameter in group["params"]:
-            members.setdefault(depth.get(parameter, 0), []).append(parameter)
-        for level, parameters in sorted(members.items()):
-            optimizer.add_param_group({**group, "params": parameters, "lr": group["lr"] * decay**level})
+            parameters_at.setdefault(depths.get(parameter, 0), []).append(parameter)
+        for depth, parameters in sorted(parameters_at.items()):
+            optimizer.add_param_group({**group, "params": parameters, "lr": group["lr"] * decay**depth})

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 
-from lightconv.tasks.schedules import built, schedule
+from lightconv.tasks.schedules import build_part, build_schedule
 
 Batch = Sequence[Tensor]  # images and targets, in a tuple or, from a DataLoader, a list
 
@@ -54,10 +54,10 @@ class Task(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer and, if there is one, the scheduler with its length filled in."""
-        optimizer = built("optimizer", self.optimizer, (p for p in self.parameters() if p.requires_grad))
+        optimizer = build_part("optimizer", self.optimizer, (p for p in self.parameters() if p.requires_grad))
         if self.scheduler is None:
             return optimizer
-        config = schedule(optimizer, self.scheduler, self.trainer.estimated_stepping_batches)
+        config = build_schedule(optimizer, self.scheduler, self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": config}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

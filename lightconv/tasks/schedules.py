@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules of torch's, with what only the run knows filled in."""
+"""Optimizers and learning-rate schedules of torch, completed with the length of the run."""
 
 import inspect
 from collections.abc import Callable
@@ -11,36 +11,51 @@ from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLR
 
 from lightconv.errors import InputError
 
-_LENGTHS = ("total_steps", "T_max", "total_iters")  # what torch's schedulers call the length of the whole schedule
+_LENGTH_ARGUMENTS = ("total_steps", "T_max", "total_iters")  # torch's names for the length of a whole schedule
 
 
-def built(part: str, build: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call a factory of torch's.
+def build_part(name: str, factory: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a factory of torch.
+
+    Args:
+        name: name of the part in the error message, such as "optimizer".
+        factory: class or partial of torch.optim.
+        *args: arguments of the factory.
+        **kwargs: keyword arguments of the factory.
 
     Raises:
-        InputError: if torch refuses the arguments.
+        InputError: If torch rejects the arguments.
     """
     try:
-        return build(*args, **kwargs)
+        return factory(*args, **kwargs)
     except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise InputError(f"torch refuses the {part}: {error}") from error
+        raise InputError(f"torch rejects the {name}'s arguments: {error}") from error
 
 
-def schedule(optimizer: Optimizer, build: Callable[..., LRScheduler], steps: float) -> LRSchedulerConfigType:
-    """Build a scheduler, and say how Lightning is to move it.
+def build_schedule(optimizer: Optimizer, factory: Callable[..., LRScheduler], steps: float) -> LRSchedulerConfigType:
+    """Build a scheduler and Lightning's settings for it.
 
-    A schedule over a whole run (OneCycleLR, CosineAnnealingLR, LinearLR, PolynomialLR) given without its length gets
-    ``steps`` and moves every step; ReduceLROnPlateau watches the validation loss; others move every epoch.
+    A schedule over a whole run (OneCycleLR, CosineAnnealingLR, LinearLR, PolynomialLR) without a configured length
+    gets ``steps`` and moves every step. ReduceLROnPlateau watches the validation loss. All others move every epoch.
+
+    Args:
+        optimizer: optimizer to schedule.
+        factory: class of torch.optim.lr_scheduler, or a partial of one.
+        steps: number of optimizer steps in the run.
+
+    Raises:
+        InputError: If torch rejects the arguments.
     """
-    given = build.keywords if isinstance(build, partial) else {}
-    accepted = inspect.signature(build).parameters
-    length = next((name for name in _LENGTHS if name in accepted and name not in given), None)
-    if "epochs" in given:  # OneCycleLR's other way to give its length
-        length = None
-    lengths = {length: steps} if length else {}
-    scheduler = built("scheduler", build, optimizer, **lengths)
-    every_step = bool(lengths) or isinstance(scheduler, OneCycleLR | CyclicLR)
-    config: LRSchedulerConfigType = {"scheduler": scheduler, "interval": "step" if every_step else "epoch"}
+    configured = factory.keywords if isinstance(factory, partial) else {}
+    accepted = inspect.signature(factory).parameters
+    length = {}
+    # OneCycleLR also takes its length as epochs and steps_per_epoch
+    if "epochs" not in configured:
+        missing = [name for name in _LENGTH_ARGUMENTS if name in accepted and name not in configured]
+        length = dict.fromkeys(missing[:1], steps)
+    scheduler = build_part("scheduler", factory, optimizer, **length)
+    moves_every_step = bool(length) or isinstance(scheduler, OneCycleLR | CyclicLR)
+    config: LRSchedulerConfigType = {"scheduler": scheduler, "interval": "step" if moves_every_step else "epoch"}
     if isinstance(scheduler, ReduceLROnPlateau):
         config |= {"monitor": "val/loss", "reduce_on_plateau": True}
     return config

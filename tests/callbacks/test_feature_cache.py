@@ -9,6 +9,7 @@ import lightconv as lc
 from lightconv.callbacks.feature_cache import FeatureCache
 from lightconv.data import Augmentation, Digits, Mixing
 from lightconv.errors import InputError
+from lightconv.keyed_cache import CacheEntry
 from lightconv.models import Pretrained
 from lightconv.tasks import Classification
 
@@ -89,7 +90,7 @@ def test_copies_take_turns_and_are_what_the_augmentation_makes_of_the_images(tmp
     assert not torch.equal(first, second)
     model.backbone.requires_grad_(False)
     trainer = L.Trainer(**SILENT)
-    features = FeatureCache(copies=2).features(trainer, model, data, show=False)["train"]
+    features = FeatureCache(copies=2).features(trainer, model, data, show_progress=False)["train"]
     assert features.shape == (2, 60, 512)
     with torch.no_grad():
         torch.testing.assert_close(features[1], model.features(second))
@@ -142,7 +143,7 @@ def test_a_damaged_or_foreign_file_is_computed_anew(damage, tmp_path):
             content[len(content) // 2] ^= 255  # within the features
             path.write_bytes(content)
         elif damage == "other":
-            torch.save({**torch.load(path), "key": "another"}, path)
+            CacheEntry(path, key="another").write([content])
         else:
             path.write_text("no features")
     repaired = train(network(), epochs=1, cache=tmp_path)
@@ -181,7 +182,7 @@ def test_what_cannot_be_cached_is_told(tmp_path):
     model = network()
     loader = digits(model).train_dataloader()
     callbacks = [lc.FineTuning([HEAD], cache="memory")]
-    with pytest.raises(InputError, match="for others set cache to null"):
+    with pytest.raises(InputError, match="for other networks or data set cache to null"):
         L.Trainer(max_epochs=1, callbacks=callbacks, **SILENT).fit(Classification(model), loader)
     with pytest.raises(InputError, match="copies=0"):
         lc.FineTuning([HEAD], cache="memory", copies=0)

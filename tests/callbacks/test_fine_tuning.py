@@ -268,11 +268,11 @@ def test_by_depth_in_a_pretrained_network():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"stages": []}, "the first at 0"),
-        ({"stages": [{"epoch": 1, "train": "all"}]}, r"begin at epochs \[1\]: the first at 0"),
+        ({"stages": []}, "the first must begin at 0"),
+        ({"stages": [{"epoch": 1, "train": "all"}]}, r"begin at epochs \[1\]: the first must begin at 0"),
         ({"stages": [{"epoch": 0, "train": "all"}, {"epoch": 0, "train": "head"}]}, "each later than the one before"),
-        ({"stages": [{"epochs": 0, "train": "all"}]}, "a stage has an epoch, what to train, and a factor lr"),
-        ({"stages": [{"epoch": 0, "train": "all", "lr": 0}]}, "lr=0 is a factor"),
+        ({"stages": [{"epochs": 0, "train": "all"}]}, "a stage has the keys epoch, train and lr"),
+        ({"stages": [{"epoch": 0, "train": "all", "lr": 0}]}, "lr=0 of a stage is a factor"),
         ({"stages": THREE, "decay": 1.5}, "decay=1.5 is not above 0 and at most 1"),
     ],
 )

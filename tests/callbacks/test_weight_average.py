@@ -102,7 +102,7 @@ def test_what_is_validated_is_what_is_kept(tmp_path):
 def test_the_first_weights_are_forgotten_in_a_short_run():
     average, first = torch.zeros(3), torch.ones(1)
     for steps in range(1, 20):
-        average = lc.callbacks.weight_average._average(average, first, torch.tensor(steps), decay=0.999)
+        average = lc.callbacks.weight_average._update_average(average, first, torch.tensor(steps), decay=0.999)
     assert (average > 0.99).all()
 
 
