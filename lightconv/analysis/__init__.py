@@ -1,4 +1,4 @@
-"""Kernels judged without a GPU: traffic, machine code, prediction."""
+"""Judgement of kernels without a GPU: memory traffic, machine code and predicted times."""
 
 from lightconv.analysis.traffic import Traffic, compare, traffic
 from lightconv.deprecated import moved

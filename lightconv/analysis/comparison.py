@@ -1,78 +1,111 @@
-"""What a change did to kernels: two inspections of the same layers, figure by figure."""
+"""Changes of kernels between two inspections of the same layers, figure by figure."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-Report = Mapping[str, Any]  # a KernelReport as a dictionary, as JSON has it
+# a `KernelReport` as a dictionary, read from JSON
+Report = Mapping[str, Any]
+Verdict = Literal["worse", "better", ""]
 
-_NOISE = 0.01  # of a figure: smaller changes are the compiler's moods
+# relative change of a figure below which the compiler's own variation is assumed
+_NOISE = 0.01
 
 
 class Change(NamedTuple):
-    """A figure that is not what it was.
+    """A figure that changed.
 
     Attributes:
-        kernel: its layer, operator and algorithm.
-        figure: name of a figure of `KernelReport`, or "kernel" where there was or is none.
-        before: value.
-        after: value.
-        verdict: "worse", "better", or "" where more is neither.
+        kernel: layer, operator and algorithm.
+        figure: name of the figure in `KernelReport`, or "kernel" if the whole kernel is new or gone.
+        before: value in the first inspection.
+        after: value in the second inspection.
+        verdict: "worse", "better", or "" if neither direction is better.
     """
 
     kernel: str
     figure: str
     before: Any
     after: Any
-    verdict: str
+    verdict: Verdict
 
 
 def _narrowest(accesses: str) -> int:
-    """Bits of the narrowest load or store; tensor memory access has none."""
-    return min((int(bits) for bits in accesses.split() if bits.isdigit()), default=128)
+    """Return the width of the narrowest load or store, in bits; 128 for tensor memory access."""
+    widths = [int(word) for word in accesses.split() if word.isdigit()]
+    return min(widths, default=128)
 
 
-def _dragged(report: Report) -> float:
-    return report["others"] / report["matrix"] if report["matrix"] else math.inf
+def _instructions_per_matrix_instruction(report: Report) -> float:
+    if report["matrix"] == 0:
+        return math.inf
+    return float(report["others"] / report["matrix"])
 
 
-# a number of each figure, of which more is worse
-_MORE_IS_WORSE: dict[str, Callable[[Report], float]] = {
+# a number per figure; a larger number is worse
+_BADNESS: dict[str, Callable[[Report], float]] = {
     "spilled": lambda report: report["spilled"],
     "blocks": lambda report: -report["blocks"],
     "loads": lambda report: -_narrowest(report["loads"]),
     "stores": lambda report: -_narrowest(report["stores"]),
     "tensor memory access": lambda report: report["loads"] != "TMA",
     "matrix": lambda report: report["matrix"] == 0,
-    "dragged": _dragged,
+    "instructions_per_matrix_instruction": _instructions_per_matrix_instruction,
     "divisions": lambda report: report["divisions"],
     "seconds": lambda report: report["seconds"] or 0.0,
 }
-_NEITHER = ("tile", "registers", "shared", "outside", "code_bytes")
+# figures without a better direction: a larger tile may be faster or slower
+_NEUTRAL = ("tile", "registers", "shared", "outside", "code_bytes")
 
 
 def changes(before: Iterable[Report], after: Iterable[Report]) -> list[Change]:
-    """What differs between the kernels of two inspections, those that got worse first."""
-    old, new = _by_kernel(before), _by_kernel(after)
+    """Return the differences between the kernels of two inspections: the worse ones first, then the better ones.
+
+    Args:
+        before: kernels of the first inspection.
+        after: kernels of the second inspection.
+    """
+    old = _by_kernel(before)
+    new = _by_kernel(after)
     found = [Change(name, "kernel", "there", "gone", "") for name in old if name not in new]
     found += [Change(name, "kernel", "none", "new", "") for name in new if name not in old]
-    for name in (name for name in old if name in new):
-        found += _of_kernel(name, old[name], new[name])
-    return sorted(found, key=lambda change: ("worse", "better", "").index(change.verdict))
+    for name, report in old.items():
+        if name in new:
+            found += _judged_changes(name, report, new[name])
+            found += _neutral_changes(name, report, new[name])
+    order = ("worse", "better", "")
+    return sorted(found, key=lambda change: order.index(change.verdict))
 
 
 def _by_kernel(reports: Iterable[Report]) -> dict[str, Report]:
-    names = ("network", "architecture", "gpu", "layer", "operator", "kernel")  # the same layer may be on several GPUs
-    return {" ".join(report[name] for name in names if report.get(name)): report for report in reports}
+    # the same layer may be inspected for several networks and GPUs
+    identity = ("network", "architecture", "gpu", "layer", "operator", "kernel")
+    named = {}
+    for report in reports:
+        name = " ".join(report[part] for part in identity if report.get(part))
+        named[name] = report
+    return named
 
 
-def _of_kernel(name: str, old: Report, new: Report) -> list[Change]:
+def _judged_changes(name: str, old: Report, new: Report) -> list[Change]:
     found = []
-    for figure, badness in _MORE_IS_WORSE.items():
-        if figure in new and figure not in old:  # written before lightconv had this figure
+    for figure, badness in _BADNESS.items():
+        try:
+            before, after = badness(old), badness(new)
+        except KeyError:  # one of the two revisions does not report this figure
             continue
-        before, after = badness(old), badness(new)
+        # two infinite values have no difference: this condition is then false
         if abs(after - before) > _NOISE * min(abs(before), abs(after)):
-            was, is_ = (report.get(figure, badness(report)) for report in (old, new))
-            found.append(Change(name, figure, was, is_, "worse" if after > before else "better"))
-    return found + [Change(name, f, old[f], new[f], "") for f in _NEITHER if old[f] != new[f]]
+            verdict: Verdict = "worse" if after > before else "better"
+            # a figure computed from several has no entry of its own
+            found.append(Change(name, figure, old.get(figure, before), new.get(figure, after), verdict))
+    return found
+
+
+def _neutral_changes(name: str, old: Report, new: Report) -> list[Change]:
+    found = []
+    for figure in _NEUTRAL:
+        reported_by_both = figure in old and figure in new
+        if reported_by_both and old[figure] != new[figure]:
+            found.append(Change(name, figure, old[figure], new[figure], ""))
+    return found

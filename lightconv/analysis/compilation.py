@@ -1,11 +1,11 @@
-"""Compile kernels for GPUs that need not be there.
+"""Compilation of kernels for GPUs that need not be present.
 
-The launches of a call are recorded in place of being made, and what Triton's JIT would compile for each is compiled,
-for any architecture and on any machine.
+Launches are recorded instead of executed. Each recorded launch is then compiled as Triton's JIT would compile it, for
+any architecture and on any machine:
 
-    with recorded("sm_90") as launches:
+    with record_launches("sm_90") as launches:
         implicit_gemm.forward(outputs, ...)          # tensors on the "meta" device: sizes and strides, no memory
-    kernels = compiled(launches)
+    kernels = compile_kernels(launches)
 """
 
 import inspect
@@ -35,18 +35,18 @@ from lightconv.kernels import launch
 from lightconv.operators.backend import use_backend
 from lightconv.operators.library import LIBRARY
 
-_SASS_BYTES = 16  # of an instruction, since sm_70
+_SASS_BYTES = 16  # bytes per NVIDIA instruction since sm_70
 
 
 class Launch(NamedTuple):
-    """A kernel's launch that did not happen.
+    """A recorded launch of a kernel.
 
     Attributes:
-        kernel: of Triton's.
-        arguments: by name.
-        options: num_warps and the like.
-        grid: blocks in each direction.
-        architecture: for which it was meant.
+        kernel: Triton's kernel.
+        arguments: kernel arguments, keyed by name.
+        options: launch options, such as num_warps.
+        grid: number of blocks in each direction.
+        architecture: architecture assumed by the launcher.
     """
 
     kernel: Any
@@ -57,39 +57,40 @@ class Launch(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The algorithm, and the kernel where its file has several: "implicit_gemm", "max_pooling.backward"."""
+        """Algorithm, and kernel if its file has several: "implicit_gemm", "max_pooling.backward"."""
+        algorithm = self.kernel.fn.__module__.rsplit(".", 1)[-1]
         part = self.kernel.__name__.removesuffix("kernel").strip("_")
-        return ".".join([self.kernel.fn.__module__.rsplit(".", 1)[-1], *([part] if part else [])])
+        return f"{algorithm}.{part}" if part else algorithm
 
 
 class Call(NamedTuple):
     """One call of a lightconv operator.
 
     Attributes:
-        operator: "conv2d", "conv2d_input_gradient", ...
-        launches: that it makes; none where torch's matrix product serves it.
+        operator: operator's name: "conv2d", "conv2d_input_gradient", ...
+        launches: recorded launches; empty if torch's matrix product serves the call.
     """
 
     operator: str
     launches: list[Launch]
 
 
-class Compiled(NamedTuple):
-    """What the compiler made of a kernel.
+class CompiledKernel(NamedTuple):
+    """A compiled kernel.
 
     Attributes:
-        name: the launch's.
-        architecture: compiled for.
-        warps: of a block.
-        registers: of a thread.
-        spilled: bytes of a thread that did not fit its registers; AMD: registers.
-        shared: bytes of a block.
-        code_bytes: of machine code, without what fills the last line of the cache.
-        seconds: that the compiler took; None if it was in Triton's cache.
-        machine_code: as the disassembler prints it; AMD: assembly.
-        code: its instructions.
-        loop: those of them in which the kernel spends its time.
-        ttir: Triton's own intermediate code, before any choice of layout.
+        name: name of the launch.
+        architecture: architecture compiled for.
+        warps: warps per block.
+        registers: registers per thread.
+        spilled: bytes per thread spilled from registers to memory; on AMD the number of spilled registers.
+        shared: shared memory per block, in bytes.
+        code_bytes: size of the machine code in bytes, without the padding of the last cache line.
+        seconds: compile time in seconds; None if Triton's cache had the kernel.
+        machine_code: listing by NVIDIA's disassembler, or AMD's assembly.
+        code: all instructions.
+        loop: instructions of the main loop.
+        ttir: Triton's intermediate code before any layout is chosen.
     """
 
     name: str
@@ -107,20 +108,27 @@ class Compiled(NamedTuple):
 
 
 @contextmanager
-def recorded(architecture: str) -> Iterator[list[Launch]]:
-    """Collect the launches of a ``with`` block in place of launching, as a GPU of this architecture would see them.
+def record_launches(architecture: str) -> Iterator[list[Launch]]:
+    """Record all launches within a ``with`` block instead of launching.
+
+    Args:
+        architecture: architecture to simulate, a member of `tiles.ARCHITECTURES`.
+
+    Yields:
+        A list that receives the launches in order.
 
     Raises:
-        InputError: in a process that interprets kernels.
+        InputError: If this process interprets kernels.
     """
     if launch.INTERPRETED:
         raise InputError("TRITON_INTERPRET is set, and a process that interprets kernels cannot compile them: unset it")
     launches: list[Launch] = []
 
     def record(kernel: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
-        given = inspect.signature(kernel.fn).bind(*arguments).arguments
-        launches.append(Launch(kernel, dict(given), options, tuple(grid), architecture))
+        named = inspect.signature(kernel.fn).bind(*arguments).arguments
+        launches.append(Launch(kernel, dict(named), options, tuple(grid), architecture))
 
+    # Both patches are process-wide: launches of other threads would be recorded, too.
     with (
         mock.patch.object(JITFunction, "run", record),
         mock.patch.object(launch, "INTERPRETED_AS", architecture),
@@ -128,8 +136,8 @@ def recorded(architecture: str) -> Iterator[list[Launch]]:
         yield launches
 
 
-class _Recorder(TorchDispatchMode):
-    """Runs lightconv's operators as for a GPU, on tensors without memory, and keeps their launches."""
+class _OperatorRecorder(TorchDispatchMode):
+    """Dispatch mode to run lightconv's operators as on a GPU, on meta tensors, and to record their launches."""
 
     def __init__(self, architecture: str) -> None:
         super().__init__()
@@ -139,23 +147,29 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        kwargs = kwargs or {}
         if func.namespace != LIBRARY.ns:
-            return func(*args, **(kwargs or {}))
-        with recorded(self.architecture) as launches:
-            result = func._op_dk(torch._C.DispatchKey.CUDA, *args, **(kwargs or {}))
-        self.calls.append(Call(func._schema.name.partition("::")[2], launches))
+            return func(*args, **kwargs)
+        # the operator's CUDA registration runs although its tensors are on the meta device
+        with record_launches(self.architecture) as launches:
+            result = func._op_dk(torch._C.DispatchKey.CUDA, *args, **kwargs)
+        operator = func._schema.name.partition("::")[2]
+        self.calls.append(Call(operator, launches))
         return result
 
 
 def training_step(module: nn.Module, images: Tensor, architecture: str) -> list[Call]:
-    """The operators that a forward and a backward pass calls on a GPU, in order, and what they launch.
+    """Record the operators called by a forward and a backward pass on a GPU, in order, and their launches.
 
     Args:
-        module: on the "meta" device, made of ``lightconv.nn``.
-        images: on the "meta" device.
-        architecture: one of `tiles.ARCHITECTURES`.
+        module: module made of ``lightconv.nn``, on the meta device.
+        images: input, (n, c, h, w), on the meta device.
+        architecture: architecture to simulate, a member of `tiles.ARCHITECTURES`.
+
+    Raises:
+        InputError: If this process interprets kernels.
     """
-    recorder = _Recorder(architecture)
+    recorder = _OperatorRecorder(architecture)
     with use_backend("triton"), recorder:
         output = module(images)
         if output.requires_grad:
@@ -164,86 +178,115 @@ def training_step(module: nn.Module, images: Tensor, architecture: str) -> list[
 
 
 def target(architecture: str) -> GPUTarget:
-    """The compiler's name of "sm_90" or "gfx942"."""
+    """Return the compiler's target for "sm_90" or "gfx942"."""
     if architecture.startswith("sm_"):
         return GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
     return GPUTarget("hip", architecture, 64)
 
 
 def specialization(call: Launch) -> tuple[ASTSource, Any]:
-    """What Triton's JIT would compile for a launch: the specialised source, and the compiler's options."""
-    kernel, backend = call.kernel, make_backend(target(call.architecture))
+    """Return the specialised source that Triton's JIT would compile for a launch, and the compiler's options."""
+    kernel = call.kernel
+    backend = make_backend(target(call.architecture))
     binder = create_function_from_signature(kernel.signature, kernel.params, backend)
     bound, special, options = binder(*call.arguments.values(), debug=False, instrumentation_mode="", **call.options)
     parsed, signature, constants, attributes = kernel._pack_args(backend, options, bound, special, None)
     return ASTSource(kernel, signature, constants, attributes), parsed
 
 
-def compiled(launches: Sequence[Launch]) -> list[Compiled]:
-    """Compile what launches would run, each distinct kernel once, on all cores; Triton's cache is used."""
-    sources = [specialization(call) for call in launches]
-    names = [(call.name, call.architecture) for call in launches]
-    keys = [f"{name} {source.hash()} {options.hash()}" for name, (source, options) in zip(names, sources, strict=True)]
-    distinct = {key: (*name, *source) for key, name, source in zip(keys, names, sources, strict=True)}
+def compile_kernels(launches: Sequence[Launch]) -> list[CompiledKernel]:
+    """Compile the kernels of recorded launches on all cores.
+
+    Each distinct kernel is compiled once. Triton's cache is used.
+
+    Args:
+        launches: recorded launches.
+
+    Returns:
+        One compiled kernel per launch, in order; equal launches share one.
+    """
+    keys = []
+    distinct: dict[str, tuple[str, str, ASTSource, Any]] = {}
+    for call in launches:
+        source, options = specialization(call)
+        key = f"{call.name} {call.architecture} {source.hash()} {options.hash()}"
+        keys.append(key)
+        distinct[key] = (call.name, call.architecture, source, options)
     with knobs.compilation.scope(), ThreadPoolExecutor(os.cpu_count()) as pool:
-        knobs.compilation.listener = _note_seconds
-        results = dict(zip(distinct, pool.map(lambda given: _compiled(*given), distinct.values()), strict=True))
-    return [results[key] for key in keys]
+        knobs.compilation.listener = _keep_seconds
+        kernels = pool.map(lambda arguments: _compile(*arguments), distinct.values())
+        compiled = dict(zip(distinct, kernels, strict=True))
+    return [compiled[key] for key in keys]
 
 
+# Triton calls its listener in the thread that compiles, so each thread finds its own kernel's time here.
 _this_thread = threading.local()
 
 
-def _note_seconds(*, times: Any, cache_hit: bool, **_: Any) -> None:
-    _this_thread.seconds = None if cache_hit else times.total / 1e6
+def _keep_seconds(*, times: Any, cache_hit: bool, **_: Any) -> None:
+    microseconds = times.total
+    _this_thread.seconds = None if cache_hit else microseconds / 1e6
 
 
-def _compiled(name: str, architecture: str, source: ASTSource, options: Any) -> Compiled:
+def _compile(name: str, architecture: str, source: ASTSource, options: Any) -> CompiledKernel:
     result = triton.compile(source, target=target(architecture), options=dict(options.__dict__))
-    asm = result.asm
-    figures, listing = _nvidia(asm["cubin"]) if "cubin" in asm else _amd(asm["amdgcn"])
+    if "cubin" in result.asm:
+        resources, listing = _nvidia_resources(result.asm["cubin"])
+    else:
+        listing = result.asm["amdgcn"]
+        resources = _amd_resources(listing)
     code = machine_code.instructions(listing)
-    return Compiled(
+    return CompiledKernel(
         name=name,
         architecture=architecture,
         warps=options.num_warps,
+        registers=resources["registers"],
+        spilled=resources["spilled"],
         shared=result.metadata.shared,
+        code_bytes=resources.get("code_bytes", _SASS_BYTES * len(code)),
         seconds=_this_thread.seconds,
         machine_code=listing,
         code=code,
         loop=machine_code.main_loop(code),
-        ttir=asm["ttir"],
-        **({"code_bytes": _SASS_BYTES * len(code)} | figures),
+        ttir=result.asm["ttir"],
     )
 
 
-def _nvidia(cubin: bytes) -> tuple[dict[str, int], str]:
+def _nvidia_resources(cubin: bytes) -> tuple[dict[str, int], str]:
+    """Return the registers and spilled bytes per thread, and the disassembled code."""
     usage = _cuobjdump(cubin, "--dump-resource-usage")
-    registers, spilled = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))  # type: ignore[index]
-    return {"registers": registers, "spilled": spilled}, _cuobjdump(cubin, "--dump-sass")
+    resources = {
+        "registers": _number_after("REG:", usage),
+        "spilled": _number_after("STACK:", usage),
+    }
+    return resources, _cuobjdump(cubin, "--dump-sass")
 
 
-def _cuobjdump(cubin: bytes, what: str) -> str:
+def _cuobjdump(cubin: bytes, option: str) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        tool = knobs.nvidia.cuobjdump.path
-        return subprocess.run([tool, what, file.name], capture_output=True, text=True, check=True).stdout
+        command = [knobs.nvidia.cuobjdump.path, option, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def _amd(assembly: str) -> tuple[dict[str, int], str]:
-    def figure(name: str) -> int:
-        return int(re.search(rf"{name}[:=\s]+(\d+)", assembly)[1])  # type: ignore[index]
-
-    spilled = figure(r"\.vgpr_spill_count") + figure(r"\.sgpr_spill_count")
+def _amd_resources(assembly: str) -> dict[str, int]:
+    """Return the registers and spilled registers per thread, and the bytes of code, from the compiler's notes."""
+    separator = r"[:=\s]+"
+    spilled_vector = _number_after(r"\.vgpr_spill_count" + separator, assembly)
+    spilled_scalar = _number_after(r"\.sgpr_spill_count" + separator, assembly)
     return {
-        "registers": figure(r"\.vgpr_count"),
-        "spilled": spilled,
-        "code_bytes": figure("codeLenInByte"),
-    }, assembly
+        "registers": _number_after(r"\.vgpr_count" + separator, assembly),
+        "spilled": spilled_vector + spilled_scalar,
+        "code_bytes": _number_after("codeLenInByte" + separator, assembly),
+    }
 
 
-def index_bits(kernel: Compiled) -> int:
-    """The widest integers that blocks of addresses are made of."""
-    offsets = re.findall(r"tt\.addptr .*, tensor<(?:\d+x)+i(\d+)", kernel.ttir)
-    return max(map(int, offsets), default=32)
+def _number_after(pattern: str, text: str) -> int:
+    return int(re.search(pattern + r"(\d+)", text)[1])  # type: ignore[index]
+
+
+def index_bits(kernel: CompiledKernel) -> int:
+    """Return the width of the widest integers in blocks of addresses, 32 or 64 bits."""
+    widths = re.findall(r"tt\.addptr .*, tensor<(?:\d+x)+i(\d+)", kernel.ttir)
+    return max(map(int, widths), default=32)

@@ -1,20 +1,20 @@
-"""What GPUs can do, by their data sheets, and how many blocks of a kernel fit on one of their multiprocessors."""
+"""Data sheets of GPUs, and the number of blocks of a kernel that fit on one of their multiprocessors."""
 
 from typing import NamedTuple
 
 
 class Multiprocessor(NamedTuple):
-    """What the blocks on one multiprocessor share.
+    """Resources that the resident blocks of one multiprocessor share.
 
     Attributes:
-        warps: resident at most.
-        blocks: resident at most.
-        shared: bytes of shared memory.
-        block_shared: bytes that one block may have.
-        reserved: bytes of shared memory that each block costs besides its own.
-        schedulers: each issues one instruction a cycle.
-        registers: for each scheduler's lane: a thread's registers come out of so many.
-        lanes: threads of a warp.
+        warps: largest number of resident warps.
+        blocks: largest number of resident blocks.
+        shared: shared memory, in bytes.
+        block_shared: largest shared memory of one block, in bytes.
+        reserved: shared memory that the system takes per resident block, in bytes.
+        schedulers: warp schedulers; each issues one instruction per cycle.
+        registers: registers per lane of one scheduler, divided among its resident warps.
+        lanes: threads per warp.
     """
 
     warps: int
@@ -27,8 +27,17 @@ class Multiprocessor(NamedTuple):
     lanes: int
 
 
-def _nvidia(warps: int, blocks: int, shared: int) -> Multiprocessor:
-    return Multiprocessor(warps, blocks, shared * 1024, (shared - 1) * 1024, 1024, 4, 512, 32)
+def _nvidia(warps: int, blocks: int, shared_kib: int) -> Multiprocessor:
+    return Multiprocessor(
+        warps=warps,
+        blocks=blocks,
+        shared=shared_kib * 1024,
+        block_shared=(shared_kib - 1) * 1024,
+        reserved=1024,
+        schedulers=4,
+        registers=512,
+        lanes=32,
+    )
 
 
 # CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"; AMD Instinct MI300 ISA guide
@@ -39,47 +48,78 @@ MULTIPROCESSOR = {
     "sm_90": _nvidia(64, 32, 228),
     "sm_100": _nvidia(64, 32, 228),
     "sm_120": _nvidia(48, 24, 100),
-    "gfx942": Multiprocessor(32, 32, 64 * 1024, 64 * 1024, 0, 4, 512, 64),
+    "gfx942": Multiprocessor(
+        warps=32,
+        blocks=32,
+        shared=64 * 1024,
+        block_shared=64 * 1024,
+        reserved=0,
+        schedulers=4,
+        registers=512,
+        lanes=64,
+    ),
 }
-_REGISTERS_AT_ONCE = 8  # registers of a thread are given out in such pieces
+_REGISTER_UNIT = 8  # the hardware allocates a thread's registers in multiples of 8
 
 
 def blocks_at_once(architecture: str, warps: int, registers: int, shared: int) -> int:
-    """How many blocks a multiprocessor holds at a time; 0 if not one fits.
+    """Return how many blocks of a kernel are resident on a multiprocessor at a time.
 
     Args:
-        architecture: one of `MULTIPROCESSOR`.
-        warps: of a block.
-        registers: of a thread.
-        shared: bytes of a block.
+        architecture: a key of `MULTIPROCESSOR`.
+        warps: warps per block.
+        registers: registers per thread.
+        shared: shared memory per block, in bytes.
+
+    Returns:
+        The number of blocks; 0 if a single block does not fit.
+
+    Example:
+        >>> blocks_at_once("sm_80", warps=4, registers=168, shared=0)
+        3
     """
     unit = MULTIPROCESSOR[architecture]
     if shared > unit.block_shared:
         return 0
-    each = -(-max(registers, 1) // _REGISTERS_AT_ONCE) * _REGISTERS_AT_ONCE
-    by_registers = unit.registers // each * unit.schedulers // warps
-    by_shared = unit.shared // (shared + unit.reserved) if shared + unit.reserved else unit.blocks
-    return min(unit.blocks, unit.warps // warps, by_registers, by_shared)
+    allocated = -(-max(registers, 1) // _REGISTER_UNIT) * _REGISTER_UNIT
+    limits = [
+        unit.blocks,
+        unit.warps // warps,
+        unit.registers // allocated * unit.schedulers // warps,
+    ]
+    shared_per_block = shared + unit.reserved
+    if shared_per_block:
+        limits.append(unit.shared // shared_per_block)
+    return min(limits)
 
 
 def occupancy(architecture: str, warps: int, registers: int, shared: int) -> float:
-    """The share of a multiprocessor's warps that are resident."""
+    """Return the share of a multiprocessor's warps that are resident, from 0 to 1.
+
+    Args:
+        architecture: a key of `MULTIPROCESSOR`.
+        warps: warps per block.
+        registers: registers per thread.
+        shared: shared memory per block, in bytes.
+    """
     blocks = blocks_at_once(architecture, warps, registers, shared)
     return blocks * warps / MULTIPROCESSOR[architecture].warps
 
 
 class GPU(NamedTuple):
-    """A GPU's data sheet.
+    """Data sheet of a GPU.
+
+    One fused multiply-add counts as two operations.
 
     Attributes:
-        name: as it is sold.
-        architecture: of its kernels.
-        multiprocessors: of them.
-        clock: hertz, boosted.
-        bandwidth: of its memory, bytes a second.
-        half: multiplications and additions a second in float16 and bfloat16 on matrix units, dense, summed in float32.
-        tf32: the same in TF32.
-        float32: the same on plain units.
+        name: product name.
+        architecture: compiler's name of the architecture, such as "sm_90".
+        multiprocessors: number of multiprocessors.
+        clock: boost clock, in hertz.
+        bandwidth: memory bandwidth, in bytes per second.
+        half: dense float16 or bfloat16 rate of the matrix units with float32 sums, in operations per second.
+        tf32: dense TF32 rate of the matrix units, in operations per second.
+        float32: float32 rate of the plain units, in operations per second.
     """
 
     name: str
@@ -92,7 +132,11 @@ class GPU(NamedTuple):
     float32: float
 
     def peak(self, kind: str) -> float:
-        """Multiplications and additions a second of "half", "tf32" or "ieee"."""
+        """Return the rate of one kind of arithmetic, in operations per second.
+
+        Args:
+            kind: "half" or "tf32" on matrix units, "ieee" on plain units.
+        """
         return {"half": self.half, "tf32": self.tf32, "ieee": self.float32}[kind]
 
 
@@ -106,12 +150,21 @@ def _gpu(
     tf32: float,
     float32: float,
 ) -> GPU:
-    rates = (rate * 1e12 for rate in (half, tf32, float32))
-    return GPU(name, architecture, multiprocessors, megahertz * 1e6, gigabytes * 1e9, *rates)
+    """Build a data sheet from its printed units: MHz, GB per second, and TFLOPS for the three rates."""
+    return GPU(
+        name=name,
+        architecture=architecture,
+        multiprocessors=multiprocessors,
+        clock=megahertz * 1e6,
+        bandwidth=gigabytes * 1e9,
+        half=half * 1e12,
+        tf32=tf32 * 1e12,
+        float32=float32 * 1e12,
+    )
 
 
-# NVIDIA's data sheets and architecture white papers. GeForce cards sum float16 products in float32 at half the rate
-# that they sum them in float16; data sheets that print rates "with sparsity" are halved.
+# NVIDIA's data sheets and architecture white papers. GeForce cards sum float16 products in float32 at half the rate of
+# sums in float16. Rates printed "with sparsity" are halved.
 GPUS = {
     "a100": _gpu("A100 SXM 80GB", "sm_80", 108, 1410, 2039, 312, 156, 19.5),
     "h100": _gpu("H100 SXM 80GB", "sm_90", 132, 1830, 3350, 989.4, 494.7, 66.9),
@@ -121,7 +174,8 @@ GPUS = {
     "rtx5090": _gpu("GeForce RTX 5090", "sm_120", 170, 2407, 1792, 209.5, 104.8, 104.8),
     "b200": _gpu("B200 (HGX)", "sm_100", 148, 1965, 7700, 2250, 1100, 75),
 }
-# as torch.cuda.get_device_name has them; other models of the same chip have other clocks and memories
+# Names returned by torch.cuda.get_device_name. Other models of the same chip are left out: they have other clocks and
+# memories.
 _TORCH_NAMES = {
     "NVIDIA A100-SXM4-80GB": "a100",
     "NVIDIA H100 80GB HBM3": "h100",
@@ -134,6 +188,16 @@ _TORCH_NAMES = {
 UNSUPPORTED = {"t4": "T4 is sm_75: Triton's float16 product spills there, and torch serves GPUs before Ampere"}
 
 
-def named(name: str) -> GPU | None:
-    """The data sheet of the GPU that torch gives this name; None if it is not listed."""
-    return GPUS.get(_TORCH_NAMES.get(name, ""))
+def find_gpu(torch_name: str) -> GPU | None:
+    """Return the data sheet of a GPU by the name that torch reports; None if it is not listed.
+
+    Args:
+        torch_name: result of ``torch.cuda.get_device_name``.
+
+    Example:
+        >>> find_gpu("NVIDIA H200").bandwidth
+        4800000000000.0
+        >>> find_gpu("NVIDIA H100 PCIe") is None
+        True
+    """
+    return GPUS.get(_TORCH_NAMES.get(torch_name, ""))

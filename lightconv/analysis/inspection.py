@@ -1,13 +1,12 @@
-"""Kernels judged without their GPU: what compiler, data sheet and arithmetic say of every kernel of a network."""
+"""Inspection of a network's kernels without their GPU: compiled code, occupancy and predicted times."""
 
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
 from lightconv.analysis import gpus, prediction
-from lightconv.analysis.compilation import Call, Compiled, Launch, compiled, training_step
+from lightconv.analysis.compilation import Call, CompiledKernel, Launch, compile_kernels, training_step
 from lightconv.analysis.gpus import GPU
 from lightconv.analysis.layers import Layer
 from lightconv.analysis.machine_code import count, load_bits, store_bits
@@ -15,28 +14,28 @@ from lightconv.analysis.traffic import distinct_bytes
 
 
 class KernelReport(NamedTuple):
-    """One kernel of one layer.
+    """Figures of one kernel of one layer.
 
     Attributes:
-        layer: name of the first layer that runs it so.
-        operator: of lightconv that launches it: "conv_block", "conv2d_weight_gradient", ...
-        kernel: algorithm.
-        tile: what a block computes.
-        loads: how the main loop's data arrive: "TMA", or the bits that a thread's loads bring at once, wide to narrow.
-        stores: bits that a thread's stores write at once, wide to narrow.
-        registers: of a thread.
-        spilled: bytes of a thread that its registers did not hold; AMD: registers.
-        shared: bytes of a block.
-        blocks: of a multiprocessor at a time.
-        occupancy: share of a multiprocessor's warps that are resident.
-        matrix: matrix instructions of the main loop.
-        others: other instructions of the main loop.
-        divisions: integer divisions in the main loop.
-        outside: instructions outside of the main loop.
-        code_bytes: of the machine code.
-        compile_seconds: None if Triton had it in its cache.
-        seconds: predicted, as `prediction.bounds` bounds it; None without a data sheet.
-        bound: what decides the prediction.
+        layer: name of the first layer with this kernel.
+        operator: lightconv operator of the launch: "conv_block", "conv2d_weight_gradient", ...
+        kernel: name of the algorithm.
+        tile: part of the result computed by a block.
+        loads: "TMA" for tensor memory access; else the bits per thread of the main loop's loads, wide to narrow.
+        stores: bits per thread of all stores, wide to narrow.
+        registers: registers per thread.
+        spilled: bytes per thread spilled from registers to memory; on AMD the number of spilled registers.
+        shared: shared memory per block, in bytes.
+        blocks: resident blocks per multiprocessor.
+        occupancy: share of a multiprocessor's warps that are resident, from 0 to 1.
+        matrix: matrix instructions in the main loop.
+        others: other instructions in the main loop.
+        divisions: instructions of integer divisions in the main loop.
+        outside: instructions outside the main loop.
+        code_bytes: size of the machine code, in bytes.
+        compile_seconds: compile time in seconds; None if Triton's cache had the kernel.
+        seconds: predicted time in seconds, the largest of `prediction.bounds`; None without a data sheet.
+        bound: name of the largest bound; "" without a data sheet.
     """
 
     layer: str
@@ -60,24 +59,26 @@ class KernelReport(NamedTuple):
     bound: str
 
     @property
-    def dragged(self) -> float | None:
-        """Other instructions of the main loop for each matrix instruction; None without any."""
-        return self.others / self.matrix if self.matrix else None
+    def instructions_per_matrix_instruction(self) -> float | None:
+        """Other instructions of the main loop per matrix instruction; None without matrix instructions."""
+        if self.matrix == 0:
+            return None
+        return self.others / self.matrix
 
 
 class LayerReport(NamedTuple):
-    """One layer of a network on one GPU, predicted; seconds.
+    """Predicted times of one layer of a network on one GPU.
 
     Attributes:
         layer: name of the first layer of this kind.
-        times: how often the network has a layer of this kind.
-        sizes: as `Layer.sizes`.
+        times: number of layers of this kind in the network.
+        sizes: image, filters and options in words, see `Layer.sizes`.
         operations: multiplications and additions of the forward pass.
-        bytes: that the forward pass has to move.
-        forward: by lightconv's kernels.
-        backward: by lightconv's kernels.
-        eager: torch's forward and backward, unfused, every operator at its roofline.
-        inductor: the same by torch.compile.
+        bytes: least number of bytes moved by the forward pass.
+        forward: forward pass by lightconv's kernels, in seconds.
+        backward: backward pass by lightconv's kernels, in seconds.
+        eager: forward and backward pass by torch, unfused, each operator at its roofline, in seconds.
+        inductor: forward and backward pass by torch.compile, each operator at its roofline, in seconds.
     """
 
     layer: str
@@ -92,104 +93,155 @@ class LayerReport(NamedTuple):
 
     @property
     def gain(self) -> float:
-        """How many times lightconv is faster than eager torch."""
+        """Speed-up of lightconv over eager torch."""
         return self.eager / (self.forward + self.backward)
 
 
 class Inspection(NamedTuple):
-    """All of a network; `codes` are the machine codes of `kernels`."""
+    """Reports on a network.
+
+    Attributes:
+        kernels: one report per launch.
+        layers: one report per distinct layer; empty without a GPU to predict for.
+        codes: compiled kernels, parallel to `kernels`.
+    """
 
     kernels: list[KernelReport]
     layers: list[LayerReport]
-    codes: list[Compiled]
+    codes: list[CompiledKernel]
+
+
+class _Step(NamedTuple):
+    """The training step of one or more equal layers."""
+
+    layers: list[Layer]
+    calls: list[Call]
 
 
 def inspect(layers: Sequence[Layer], architecture: str, gpu: GPU | None) -> Inspection:
-    """Compile every kernel of a training step of every layer, and judge it.
+    """Compile and judge every kernel of a training step of every layer.
 
     Args:
-        layers: of a network, in order; layers of equal sizes are judged once.
-        architecture: one of `tiles.ARCHITECTURES`.
-        gpu: of that architecture, to predict for; None predicts nothing.
+        layers: layers of a network, in order; equal layers are judged once.
+        architecture: architecture to compile for, a member of `tiles.ARCHITECTURES`.
+        gpu: GPU of that architecture to predict times for; None predicts nothing.
+
+    Raises:
+        InputError: If this process interprets kernels.
     """
-    distinct: dict[str, list[Layer]] = {}
-    for layer in layers:
-        distinct.setdefault(f"{layer} {layer.images.requires_grad}", []).append(layer)
-    firsts = [same[0] for same in distinct.values()]
-    steps = [training_step(layer.module, layer.images, architecture) for layer in firsts]
-    launches = [launch for calls in steps for call in calls for launch in call.launches]
-    codes = compiled(launches)
-    given = iter(zip(launches, codes, strict=True))
-    kernels, reports = [], []
-    for same, calls in zip(distinct.values(), steps, strict=True):
-        rows = [[_kernel(same[0], call, *next(given), gpu) for _ in call.launches] for call in calls]
-        kernels += [row for of_call in rows for row in of_call]
+    steps = []
+    launches: list[Launch] = []
+    for equal_layers in _group_equal(layers):
+        first = equal_layers[0]
+        calls = training_step(first.module, first.images, architecture)
+        steps.append(_Step(equal_layers, calls))
+        for call in calls:
+            launches += call.launches
+    # all layers at once, because kernels compile in parallel
+    codes = compile_kernels(launches)
+
+    kernel_reports: list[KernelReport] = []
+    layer_reports: list[LayerReport] = []
+    remaining = iter(zip(launches, codes, strict=True))
+    for step in steps:
+        reports_by_call = []
+        for call in step.calls:
+            reports = []
+            for _ in call.launches:
+                launch, code = next(remaining)
+                reports.append(_report_kernel(step.layers[0].name, call.operator, launch, code, gpu))
+            reports_by_call.append(reports)
+            kernel_reports += reports
         if gpu is not None:
-            reports.append(_layer(same, calls, rows, gpu))
-    return Inspection(kernels, reports, codes)
+            layer_reports.append(_report_layer(step, reports_by_call, gpu))
+    return Inspection(kernel_reports, layer_reports, codes)
 
 
-def _kernel(layer: Layer, call: Call, launch: Launch, code: Compiled, gpu: GPU | None) -> KernelReport:
+def _group_equal(layers: Sequence[Layer]) -> list[list[Layer]]:
+    """Group layers that run the same kernels on the same sizes, in the order of their first members."""
+    groups: dict[str, list[Layer]] = {}
+    for layer in layers:
+        key = f"{layer} {layer.images.requires_grad}"
+        groups.setdefault(key, []).append(layer)
+    return list(groups.values())
+
+
+def _report_kernel(layer: str, operator: str, launch: Launch, code: CompiledKernel, gpu: GPU | None) -> KernelReport:
     counted = count(code.loop)
-    fit = (launch.architecture, code.warps, code.registers, code.shared)
-    bounds = None if gpu is None else prediction.bounds(launch, code, gpu)
+    resources = (launch.architecture, code.warps, code.registers, code.shared)
+    seconds, bound = None, ""
+    if gpu is not None:
+        bounds = prediction.bounds(launch, code, gpu)
+        seconds, bound = bounds.seconds, bounds.name
     return KernelReport(
-        layer=layer.name,
-        operator=call.operator,
+        layer=layer,
+        operator=operator,
         kernel=code.name,
-        tile=tile_of(launch),
-        loads=_loads(code),
+        tile=describe_tile(launch),
+        loads=_describe_loads(code),
         stores=" ".join(map(str, store_bits(code.code))),
         registers=code.registers,
         spilled=code.spilled,
         shared=code.shared,
-        blocks=gpus.blocks_at_once(*fit),
-        occupancy=gpus.occupancy(*fit),
+        blocks=gpus.blocks_at_once(*resources),
+        occupancy=gpus.occupancy(*resources),
         matrix=counted["matrix"],
         others=len(code.loop) - counted["matrix"],
         divisions=counted["division"],
         outside=len(code.code) - len(code.loop),
         code_bytes=code.code_bytes,
         compile_seconds=code.seconds,
-        seconds=bounds.seconds if bounds else None,
-        bound=bounds.name if bounds else "",
+        seconds=seconds,
+        bound=bound,
     )
 
 
-def tile_of(launch: Launch) -> str:
-    """What a block computes: rows x columns x depth of a product, pixels x channels, or elements."""
-    sizes = launch.arguments
-    names = [n for n in ("PARTS", "ROWS", "FILTERS", "TAPS", "COLUMNS", "CHANNELS", "DEPTH", "BLOCK") if n in sizes]
-    loader = f" {sizes['LOADER']}" if "LOADER" in sizes else " flattened" if sizes.get("FEW") else ""
-    return "x".join(str(sizes[name]) for name in names) + loader
+def describe_tile(launch: Launch) -> str:
+    """Return the sizes of a block's part of the result, and the loader of its inputs: "128x64x32 pointers".
+
+    The sizes are rows x columns x depth of a matrix product, pixels x channels, or elements.
+    """
+    arguments = launch.arguments
+    names = ("PARTS", "ROWS", "FILTERS", "TAPS", "COLUMNS", "CHANNELS", "DEPTH", "BLOCK")
+    tile = "x".join(str(arguments[name]) for name in names if name in arguments)
+    if "LOADER" in arguments:
+        return f"{tile} {arguments['LOADER']}"
+    if arguments.get("FEW"):
+        return f"{tile} flattened"
+    return tile
 
 
-def _loads(code: Compiled) -> str:
-    if any(i.opcode.startswith("UTMALDG") for i in code.code):
-        return "TMA"
-    return " ".join(map(str, load_bits(code.loop) or load_bits(code.code)))
+def _describe_loads(code: CompiledKernel) -> str:
+    for instruction in code.code:
+        if instruction.opcode.startswith("UTMALDG"):
+            return "TMA"
+    widths = load_bits(code.loop) or load_bits(code.code)
+    return " ".join(map(str, widths))
 
 
-def _layer(same: list[Layer], calls: list[Call], rows: list[list[KernelReport]], gpu: GPU) -> LayerReport:
-    layer = same[0]
-    seconds = [
-        sum(row.seconds or 0 for row in of_call) if of_call else prediction.by_matrix_product(layer, gpu)
-        for of_call in rows
-    ]
-    forward = sum(
-        s for call, s in zip(calls, seconds, strict=True) if not re.search("gradient|backward", call.operator)
-    )
-    eager, inductor = prediction.by_eager_torch(layer, gpu), prediction.by_inductor(layer, gpu)
+def _report_layer(step: _Step, reports_by_call: list[list[KernelReport]], gpu: GPU) -> LayerReport:
+    layer = step.layers[0]
+    seconds, forward_seconds = [], []
+    for call, reports in zip(step.calls, reports_by_call, strict=True):
+        if reports:
+            call_seconds = sum(report.seconds or 0.0 for report in reports)
+        else:
+            # torch's matrix product serves a call without launches
+            call_seconds = prediction.by_matrix_product(layer, gpu)
+        seconds.append(call_seconds)
+        if "gradient" not in call.operator and "backward" not in call.operator:
+            forward_seconds.append(call_seconds)
+    forward = sum(forward_seconds)
     with torch.no_grad():
         moved = distinct_bytes([layer.images, *layer.unfused.parameters(), layer.unfused(layer.images)])
     return LayerReport(
         layer=layer.name,
-        times=len(same),
+        times=len(step.layers),
         sizes=layer.sizes,
         operations=prediction.products(layer),
         bytes=moved,
         forward=forward,
         backward=sum(seconds) - forward,
-        eager=sum(eager),
-        inductor=sum(inductor),
+        eager=sum(prediction.by_eager_torch(layer, gpu)),
+        inductor=sum(prediction.by_inductor(layer, gpu)),
     )

@@ -1,48 +1,58 @@
-"""How long a kernel would take on a GPU that is not here, by the bounds that its machine code and its sizes set.
+"""Predicted time of a kernel on a GPU that is not present: lower bounds from its machine code and its sizes.
 
 ==========  ==================================================================================================
-arithmetic  products that the busiest multiprocessor computes, overhang of tiles and last wave included, at the
-            data sheet's rate
-memory      every tensor once, at the data sheet's bandwidth
-tiling      what the blocks of the busiest multiprocessor load and store, at `_L2_BYTES` a cycle
-issue       instructions of the busiest multiprocessor, one a cycle for each of its schedulers
-latency     a block's first load, its last store and each step that no earlier stage has loaded ahead wait
-            `_LATENCY` cycles; blocks that are resident together wait together
-launch      `LAUNCH_SECONDS`: less than that no kernel takes
+arithmetic  products of the busiest multiprocessor at the data sheet's rate, including overhanging tiles and the
+            last, partly filled wave of blocks
+memory      every tensor moved once, at the data sheet's bandwidth
+tiling      loads and stores by the blocks of the busiest multiprocessor, at `_L2_BYTES` per cycle
+issue       instructions of the busiest multiprocessor, one per cycle and scheduler
+latency     `_LATENCY` cycles for a block's first load, its last store, and each step not loaded ahead by an
+            earlier pipeline stage; resident blocks wait at the same time
+launch      `LAUNCH_SECONDS`: no kernel takes less
 ==========  ==================================================================================================
 
-The largest is the predicted time. Where a multiprocessor holds a single block, what stands outside of the main loop
-hides behind nothing and is added to the loop. Nothing is said of what bounds leave out: bank conflicts, caches that
-miss, clocks under load, how bounds of about the same size add up. The prediction tells two kernels apart whose bounds
-differ; its seconds are a lower bound, and `published` says how far below.
+The predicted time is the largest bound. If a multiprocessor holds a single block, nothing hides the instructions
+outside of the main loop, so their time is added to the loop's. The model leaves out bank conflicts, cache misses,
+clocks under load, and the way in which bounds of about the same size add up. It separates kernels with different
+bounds. Its seconds are a lower bound; `published` measures how far below the truth they lie.
 
-Torch's side is given more: every operator at its roofline, as if cuDNN reached the data sheet's rate.
+Torch's side is favoured: every operator is put at its roofline, as if cuDNN reached the data sheet's rate.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lightconv.analysis.compilation import Compiled, Launch
+from lightconv.analysis.compilation import CompiledKernel, Launch
 from lightconv.analysis.gpus import GPU, MULTIPROCESSOR, blocks_at_once
 from lightconv.analysis.layers import Layer
-from lightconv.analysis.machine_code import bits_loaded, multiply_adds
+from lightconv.analysis.machine_code import Instructions, bits_loaded, multiply_adds
 from lightconv.analysis.traffic import Operator, distinct_bytes, passes
 from lightconv.kernels import weight_gradient
 from lightconv.kernels.launch import dot_precision
 from lightconv.kernels.tiles import arithmetic
 from lightconv.operators.backend import use_backend
 
-LAUNCH_SECONDS = 2e-6  # from the start of a kernel to that of the next, which depends on it
-_L2_BYTES = 64  # a cycle and multiprocessor
-_LATENCY = 500  # cycles from a load to its data, between those of the second level cache and of memory
+LAUNCH_SECONDS = 2e-6  # seconds from the start of a kernel to the start of the next, dependent one
+_L2_BYTES = 64  # bytes per cycle and multiprocessor
+_LATENCY = 500  # cycles from a load to its data: between the latencies of the second level cache and of memory
 
 
 class Bounds(NamedTuple):
-    """Seconds that a kernel takes at least, for each reason."""
+    """Lower bounds of a kernel's time, in seconds, by reason.
+
+    Attributes:
+        arithmetic: time of the busiest multiprocessor's products.
+        memory: time to move every tensor once.
+        tiling: time of the busiest multiprocessor's loads and stores.
+        issue: time to issue the busiest multiprocessor's instructions.
+        latency: time spent waiting for loads.
+        launch: time between two launches.
+    """
 
     arithmetic: float
     memory: float
@@ -53,24 +63,25 @@ class Bounds(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """The predicted time."""
+        """Predicted time in seconds: the largest bound."""
         return max(self)
 
     @property
     def name(self) -> str:
-        """Of the bound that decides."""
-        return max(zip(self, self._fields, strict=True))[1]
+        """Name of the largest bound."""
+        _, name = max(zip(self, self._fields, strict=True))
+        return name
 
 
 class Work(NamedTuple):
-    """What a block does, in steps of its main loop.
+    """Average work of a block, in steps of its main loop.
 
     Attributes:
-        steps: of the loop as it is written.
-        multiply_adds: of a step; 0 where it only compares or adds.
-        loaded: bytes of a step.
-        kind: how numbers are multiplied: "half", "tf32" or "ieee".
-        skipped: products that stand in a step's code beside the multiply_adds, and that most blocks skip.
+        steps: iterations of the loop as written in the source.
+        multiply_adds: multiply-adds per step; 0 if the kernel only compares or adds.
+        loaded: bytes loaded per step.
+        kind: kind of arithmetic: "half", "tf32" or "ieee".
+        skipped: multiply-adds of a step's code that most blocks skip, in addition to `multiply_adds`.
     """
 
     steps: float
@@ -81,57 +92,78 @@ class Work(NamedTuple):
 
 
 def work(call: Launch) -> Work:
-    """What one block of a launch does on average."""
-    return _WORK[call.name.partition(".")[0]](call)
+    """Return the average work of one block of a launch."""
+    algorithm = call.name.partition(".")[0]
+    return _WORK[algorithm](call)
 
 
-def _kind(call: Launch, first: str) -> str:
-    dtype = call.arguments[first].dtype
-    return "half" if dtype in {torch.float16, torch.bfloat16} else call.arguments["PRECISION"]
+def _arithmetic_kind(call: Launch, operand: str) -> str:
+    dtype = call.arguments[operand].dtype
+    if dtype in {torch.float16, torch.bfloat16}:
+        return "half"
+    return str(call.arguments["PRECISION"])
 
 
 def _implicit_gemm(call: Launch) -> Work:
     a = call.arguments
-    rows, columns, depth, taps = a["ROWS"], a["COLUMNS"], a["DEPTH"], a["R"] * a["S"]
+    rows, columns, depth = a["ROWS"], a["COLUMNS"], a["DEPTH"]
+    taps = a["R"] * a["S"]
     if a["LOADER"] == "flattened":
         steps = math.ceil(taps * a["channels"] / depth)
-    else:  # the phases of a strided gradient share its taps
+    else:
+        # the phases of a strided convolution's gradient share its taps
         steps = taps / math.prod(a["phases"]) * math.ceil(a["channels"] / depth)
-    loaded = (rows + columns) * depth * a["x"].element_size() + (rows * depth if a["EXPANDED"] else 0)
-    return Work(steps, rows * columns * depth, loaded, _kind(call, "x"))
+    loaded = (rows + columns) * depth * a["x"].element_size()
+    if a["EXPANDED"]:
+        # one byte of window position per element of the pooled gradient
+        loaded += rows * depth
+    return Work(steps, rows * columns * depth, loaded, _arithmetic_kind(call, "x"))
 
 
 def _weight_gradient(call: Launch) -> Work:
     a = call.arguments
     filters, columns, depth = a["FILTERS"], a["COLUMNS"], a["DEPTH"]
     steps = a["units"] * math.ceil(a["size"][1] / a["PATCH_W"])
-    loaded = (filters + columns) * depth * a["x"].element_size() + (filters * depth if a["EXPANDED"] else 0)
-    kind = _kind(call, "x")
-    bias = filters * weight_gradient.ONES.value * depth if a["BIAS"] and kind == "half" else 0
-    return Work(steps, filters * columns * depth, loaded, kind, bias)
+    loaded = (filters + columns) * depth * a["x"].element_size()
+    if a["EXPANDED"]:
+        # one byte of window position per element of the pooled gradient
+        loaded += filters * depth
+    kind = _arithmetic_kind(call, "x")
+    skipped = 0
+    if a["BIAS"] and kind == "half":
+        # the bias gradient is a product with a few columns of ones, taken by the first block of columns only
+        skipped = filters * weight_gradient.ONES.value * depth
+    return Work(steps, filters * columns * depth, loaded, kind, skipped)
 
 
 def _depthwise(call: Launch) -> Work:
     a = call.arguments
-    pixels, channels = a["ROWS"] * a["COLUMNS"], a.get("FILTERS", a.get("CHANNELS"))
+    pixels = a["ROWS"] * a["COLUMNS"]
+    channels = a.get("FILTERS", a.get("CHANNELS"))
     image = a["x"] if "x" in a else a["g"]
+    image_bytes = pixels * channels * image.element_size()
     if "rectangles_a_split" in a:
-        both = 2 * pixels * channels * image.element_size()
-        return Work(a["rectangles_a_split"], pixels * a["TAPS"] * channels, both, "ieee")
+        # the weight gradient reads the image and the gradient, and multiplies them for every tap
+        return Work(a["rectangles_a_split"], pixels * a["TAPS"] * channels, 2 * image_bytes, "ieee")
     taps = a["R"] * a["S"] / math.prod(a.get("phases", (1,)))
-    return Work(taps, pixels * channels, pixels * channels * image.element_size(), "ieee")
+    return Work(taps, pixels * channels, image_bytes, "ieee")
 
 
 def _max_pooling(call: Launch) -> Work:
     a = call.arguments
+    # forward reads the image, backward the gradient and the window positions
     tensors = [a["x"]] if "x" in a else [a["g"], a["where"]]
-    loaded = a["BLOCK"] * sum(t.element_size() for t in tensors)
-    return Work(1 if a.get("SIDE_BY_SIDE") else a["R"] * a["S"], 0, loaded, "ieee")
+    element_bytes = sum(tensor.element_size() for tensor in tensors)
+    # if windows lie side by side, each element belongs to one window
+    steps = 1 if a.get("SIDE_BY_SIDE") else a["R"] * a["S"]
+    return Work(steps, 0, a["BLOCK"] * element_bytes, "ieee")
 
 
 def _ordered_sum(call: Launch) -> Work:
     a = call.arguments
-    return Work(math.ceil(a["splits"] / a["PARTS"]), 0, a["PARTS"] * a["BLOCK"] * 4, "ieee")
+    steps = math.ceil(a["splits"] / a["PARTS"])
+    float32_bytes = 4
+    return Work(steps, 0, a["PARTS"] * a["BLOCK"] * float32_bytes, "ieee")
 
 
 _WORK = {
@@ -143,52 +175,91 @@ _WORK = {
 }
 
 
-def bounds(call: Launch, kernel: Compiled, gpu: GPU) -> Bounds:
-    """What bounds a launch on a GPU of the architecture that it was recorded and compiled for."""
-    unit, block = MULTIPROCESSOR[gpu.architecture], work(call)
-    blocks = math.ceil(math.prod(call.grid) / gpu.multiprocessors)  # of the busiest multiprocessor
-    repeats = _repeats(kernel, block)
+def bounds(call: Launch, kernel: CompiledKernel, gpu: GPU) -> Bounds:
+    """Return the lower bounds of a launch's time on a GPU.
+
+    Args:
+        call: recorded launch.
+        kernel: compiled kernel of the launch.
+        gpu: GPU of the architecture that the launch was recorded and compiled for.
+    """
+    unit = MULTIPROCESSOR[gpu.architecture]
+    block = work(call)
+    repeats = _loop_repeats(kernel, block)
+    # blocks of the busiest multiprocessor, and how many of them are resident at a time
+    blocks = math.ceil(math.prod(call.grid) / gpu.multiprocessors)
+    resident = max(1, blocks_at_once(gpu.architecture, kernel.warps, kernel.registers, kernel.shared))
+
+    # cycles per block
     inside = repeats * len(kernel.loop) * kernel.warps / unit.schedulers
     outside = (len(kernel.code) - len(kernel.loop)) * kernel.warps / unit.schedulers
-    computing = 2 * block.steps * block.multiply_adds / (gpu.peak(block.kind) / gpu.multiprocessors / gpu.clock)
-    issue, arithmetic = inside + outside, computing
-    together = max(1, blocks_at_once(gpu.architecture, kernel.warps, kernel.registers, kernel.shared))
-    if together < 2:
-        arithmetic, issue = computing + outside, max(inside, computing) + outside
-    loaded = block.steps * block.loaded / _L2_BYTES
-    ahead = max(1, call.options.get("num_stages", 1) - 1)
-    waited = _LATENCY * (2 + repeats / ahead) / min(together, blocks)
-    arithmetic, loaded, issue, waited = (n * blocks / gpu.clock for n in (arithmetic, loaded, issue, waited))
-    memory = distinct_bytes(t for t in call.arguments.values() if isinstance(t, Tensor)) / gpu.bandwidth
-    return Bounds(arithmetic, memory, loaded, issue, waited, LAUNCH_SECONDS)
+    operations_per_cycle = gpu.peak(block.kind) / gpu.multiprocessors / gpu.clock
+    computing = 2 * block.steps * block.multiply_adds / operations_per_cycle
+    if resident == 1:
+        # nothing hides the instructions outside of the loop
+        arithmetic_cycles = computing + outside
+        issue_cycles = max(inside, computing) + outside
+    else:
+        arithmetic_cycles = computing
+        issue_cycles = inside + outside
+    tiling_cycles = block.steps * block.loaded / _L2_BYTES
+    stages_ahead = max(1, call.options.get("num_stages", 1) - 1)
+    # the first load, the last store, and each step not loaded ahead
+    latency_cycles = _LATENCY * (2 + repeats / stages_ahead) / min(resident, blocks)
+
+    # cycles per block -> seconds of the busiest multiprocessor
+    tensors = filter(lambda value: isinstance(value, Tensor), call.arguments.values())
+    return Bounds(
+        arithmetic=arithmetic_cycles * blocks / gpu.clock,
+        memory=distinct_bytes(tensors) / gpu.bandwidth,
+        tiling=tiling_cycles * blocks / gpu.clock,
+        issue=issue_cycles * blocks / gpu.clock,
+        latency=latency_cycles * blocks / gpu.clock,
+        launch=LAUNCH_SECONDS,
+    )
 
 
-def _repeats(kernel: Compiled, block: Work) -> float:
-    """How often the loop of the machine code runs: less often than written where the compiler unrolled it."""
+def _loop_repeats(kernel: CompiledKernel, block: Work) -> float:
+    """Return how often the machine code's loop runs: less often than `block.steps` if the compiler unrolled it."""
     loop = kernel.loop
-    if any(i.opcode.startswith("UTC") for i in loop):  # its shape is in a register; Triton does not unroll it
+    if _has_opcode(loop, "UTC"):
+        # the shape of this matrix instruction is in a register; Triton does not unroll its loop
         return block.steps
-    groups = kernel.warps / (4 if any("GMMA" in i.opcode for i in loop) else 1)
-    products = groups * sum(map(multiply_adds, loop))
     lanes = MULTIPROCESSOR[kernel.architecture].lanes * kernel.warps
+    # a group of four warps shares one HGMMA
+    issuers = kernel.warps / 4 if _has_opcode(loop, "[A-Z]GMMA") else kernel.warps
+    products = issuers * sum(map(multiply_adds, loop))
     if not products and block.multiply_adds:
-        products = lanes * sum(i.opcode.startswith(("FFMA", "FADD")) for i in loop)
+        plain = [i for i in loop if i.opcode.startswith(("FFMA", "FADD"))]
+        products = lanes * len(plain)
     if products:
         return block.steps * (block.multiply_adds + block.skipped) / products
+    # without products the loop's loads are compared
     loaded = lanes * sum(map(bits_loaded, loop)) / 8
-    return block.steps * block.loaded / loaded if loaded else 1.0
+    if loaded:
+        return block.steps * block.loaded / loaded
+    return 1.0
+
+
+def _has_opcode(code: Instructions, pattern: str) -> bool:
+    return any(re.match(pattern, instruction.opcode) for instruction in code)
 
 
 class PassSeconds(NamedTuple):
-    """A layer's forward and backward pass, every operator at its roofline, in seconds."""
+    """Times of a layer's two passes with every operator at its roofline, in seconds.
+
+    Attributes:
+        forward: time of the forward pass.
+        backward: time of the backward pass.
+    """
 
     forward: float
     backward: float
 
 
 def products(layer: Layer) -> int:
-    """Multiplications and additions of a layer's convolution, which each of its gradients takes again."""
-    convolution = _convolution(layer)
+    """Return the multiplications and additions of a layer's convolution; each of its gradients takes as many."""
+    convolution = _find_convolution(layer)
     if convolution is None:
         return 0
     with torch.no_grad():
@@ -196,34 +267,41 @@ def products(layer: Layer) -> int:
     return 2 * elements * math.prod(convolution.weight.shape[1:])
 
 
-def _convolution(layer: Layer) -> nn.Conv2d | None:
-    return next((m for m in layer.unfused.modules() if isinstance(m, nn.Conv2d)), None)
+def _find_convolution(layer: Layer) -> nn.Conv2d | None:
+    for module in layer.unfused.modules():
+        if isinstance(module, nn.Conv2d):
+            return module
+    return None
 
 
 def _peak(layer: Layer, gpu: GPU) -> float:
+    """Return the rate of the layer's kind of arithmetic, in operations per second."""
     dtype = layer.images.dtype
     return gpu.peak(arithmetic(dtype, dot_precision(dtype, gpu.architecture)))
 
 
 def by_eager_torch(layer: Layer, gpu: GPU) -> PassSeconds:
-    """The layer of torch.nn, unfused: an operator a kernel, each gradient of a convolution one more."""
+    """Predict the unfused layer of torch.nn: one kernel per operator, and one per gradient of a convolution."""
     with use_backend("reference"):
         forward, backward, _ = passes(layer.unfused, layer.images)
-    once = products(layer) / _peak(layer, gpu)
-    computing = {"aten::convolution": once, "aten::convolution_backward": once * (1 + layer.images.requires_grad)}
+    one_product = products(layer) / _peak(layer, gpu)
+    gradients = 2 if layer.images.requires_grad else 1
+    computing = {"aten::convolution": one_product, "aten::convolution_backward": gradients * one_product}
 
     def seconds(operators: Sequence[Operator]) -> float:
-        return sum(_roofline(o, computing.get(o.name, 0), gpu) for o in operators)
+        return sum(_roofline(operator, computing.get(operator.name, 0), gpu) for operator in operators)
 
     return PassSeconds(seconds(forward), seconds(backward))
 
 
 def at_roofline(layer: Layer, gpu: GPU) -> PassSeconds:
-    """The layer as one kernel forward and one for each gradient, which move each tensor once: as fast as can be."""
+    """Predict the fastest possible layer: one kernel forward and one per gradient, each moving every tensor once."""
+    parameters = list(layer.unfused.parameters())
     with torch.no_grad():
-        kernel = _one_kernel(layer, [layer.images, layer.unfused(layer.images), *layer.unfused.parameters()], gpu)
-    trained = any(p.requires_grad for p in layer.unfused.parameters())
-    return PassSeconds(kernel, kernel * (trained + layer.images.requires_grad))
+        kernel = _one_kernel(layer, [layer.images, layer.unfused(layer.images), *parameters], gpu)
+    is_trained = any(parameter.requires_grad for parameter in parameters)
+    gradients = is_trained + layer.images.requires_grad
+    return PassSeconds(kernel, kernel * gradients)
 
 
 def _roofline(operator: Operator, computing: float, gpu: GPU) -> float:
@@ -232,13 +310,13 @@ def _roofline(operator: Operator, computing: float, gpu: GPU) -> float:
 
 
 def by_inductor(layer: Layer, gpu: GPU) -> PassSeconds:
-    """The layer as torch.compile would run it, by launches and bytes.
+    """Predict the layer under torch.compile, from its launches and bytes.
 
-    A convolution stays cuDNN's. Activation and pooling become one kernel forward, which reads the map and writes the
-    pooled one and a byte a window, and one backward, which reads the pooled gradient, the bytes and, for the
-    activation, the map once more, and writes the map's gradient.
+    cuDNN still serves the convolution. Activation and pooling become one kernel forward and one backward. The forward
+    kernel reads the map, and writes the pooled map and one byte per window. The backward kernel reads the pooled
+    gradient, the bytes and, for the activation, the map once more; it writes the map's gradient.
     """
-    convolution = _convolution(layer)
+    convolution = _find_convolution(layer)
     if convolution is None:
         return by_eager_torch(layer, gpu)
     bare = by_eager_torch(layer._replace(unfused=convolution), gpu)
@@ -247,23 +325,29 @@ def by_inductor(layer: Layer, gpu: GPU) -> PassSeconds:
     with torch.no_grad():
         maps = convolution(layer.images)
         pooled = layer.unfused(layer.images)
-    whole, small = distinct_bytes([maps]), distinct_bytes([pooled])
-    small += pooled.numel() * (pooled.shape != maps.shape)
+    map_bytes = distinct_bytes([maps])
+    pooled_bytes = distinct_bytes([pooled])
+    if pooled.shape != maps.shape:
+        # one byte of window position per pooled element
+        pooled_bytes += pooled.numel()
 
     def fused(moved: int) -> float:
         return max(moved / gpu.bandwidth, LAUNCH_SECONDS)
 
-    return PassSeconds(bare.forward + fused(whole + small), bare.backward + fused(2 * whole + small))
+    return PassSeconds(
+        forward=bare.forward + fused(map_bytes + pooled_bytes),
+        backward=bare.backward + fused(2 * map_bytes + pooled_bytes),
+    )
 
 
 def by_matrix_product(layer: Layer, gpu: GPU) -> float:
-    """A pass of a 1x1 convolution, which torch's matrix product serves, at its roofline."""
-    convolution = _convolution(layer)
+    """Return the time of one pass of a 1x1 convolution by torch's matrix product at its roofline, in seconds."""
+    convolution = _find_convolution(layer)
     assert convolution is not None
     with torch.no_grad():
         return _one_kernel(layer, [layer.images, convolution.weight, convolution(layer.images)], gpu)
 
 
 def _one_kernel(layer: Layer, moved: Sequence[Tensor], gpu: GPU) -> float:
-    """A pass of a layer that takes its products once and moves these tensors."""
+    """Return the time of one kernel that takes the layer's products once and moves the tensors once, in seconds."""
     return max(products(layer) / _peak(layer, gpu), distinct_bytes(moved) / gpu.bandwidth, LAUNCH_SECONDS)

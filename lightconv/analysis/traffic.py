@@ -1,26 +1,26 @@
-"""What a forward and a backward pass move through memory, counted exactly on any machine.
+"""Memory traffic of a forward and a backward pass, counted exactly on any machine.
 
-The pass runs on meta tensors, which have shapes and strides but no values: it is immediate, costs no memory, and asks
-the operators for the results that they would write on a GPU. Counted is every operator at the dispatcher's boundary
-below autograd, where torch hands it to a device:
+The pass runs on meta tensors: shapes and strides without values. It takes no memory and almost no time, and
+the operators return the same results as on a GPU. Every operator is counted below autograd, just before torch's
+dispatcher hands it to a device:
 
 =========  =============================================================================================
-operators  calls that write something; views, detach, empty and the like move nothing and are left out
-launches   kernels started, at least: one an operator, but for those in `_LAUNCHES`
-read       bytes of the tensors given to each operator; an expanded tensor counts the memory behind it
-written    bytes of each operator's results, and of what it changes in place
-saved      bytes kept from forward to backward, each storage once, from the first to the last element kept;
-           not the module's own parameters and buffers, which are there anyway
+operators  calls that write memory; views, detach, empty and the like move nothing and are left out
+launches   least number of kernels started: one per operator, except in `launch_count`
+read       bytes of the operators' input tensors; an expanded tensor counts the memory behind it
+written    bytes of the operators' results, and of tensors changed in place
+saved      bytes kept from forward to backward: each storage once, from its first to its last kept element;
+           the module's own parameters and buffers are left out, because they are in memory anyway
 =========  =============================================================================================
 
-For torch's side this is a lower bound: cuDNN adds the bias in a kernel of its own, converts layouts, fills with zeros,
-and reads a gradient once more for each of the gradients made of it. What an autograd function keeps elsewhere than in
-``save_for_backward`` is not seen.
+For torch's operators this is a lower bound: cuDNN adds the bias in a separate kernel, converts layouts, fills with
+zeros, and reads a gradient once more for each gradient computed from it. Tensors that an autograd function keeps
+outside ``save_for_backward`` are not seen.
 """
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -35,24 +35,17 @@ from lightconv.operators.backend import use_backend
 from lightconv.operators.geometry import in_format, is_channels_last
 from lightconv.operators.meta import on_meta
 
-# kernels an operator starts, from its arguments by name; all others start one
-_LAUNCHES: dict[str, Callable[[dict[str, Any]], int]] = {
-    # one for each gradient asked for, of the image, the weight and the bias
-    "aten::convolution_backward": lambda arguments: sum(arguments["output_mask"]),
-    # partial sums side by side, then their sum in a fixed order
-    "lightconv::conv2d_weight_gradient": lambda _: 2,
-}
-# of their first argument these want the shape and dtype, not the values
+# operators that read only the shape and dtype of their first argument, not its values
 _DO_NOT_READ_THE_FIRST = re.compile(r"aten::(\w+_like|new_\w+|copy_|fill_|zero_)")
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """What one forward and backward pass does to memory.
+    """Memory traffic of one forward and backward pass.
 
     Attributes:
-        operators: operators called.
-        launches: kernels started.
+        operators: number of operators called.
+        launches: number of kernels started.
         read: bytes read.
         written: bytes written.
         saved: bytes kept for backward.
@@ -72,7 +65,14 @@ class Traffic:
 
 
 class Operator(NamedTuple):
-    """One operator's share: its name, "aten::relu", and what it adds to each figure of `Traffic`."""
+    """One operator call's share of the traffic.
+
+    Attributes:
+        name: qualified name, such as "aten::relu".
+        launches: number of kernels started.
+        read: bytes read.
+        written: bytes written.
+    """
 
     name: str
     launches: int
@@ -81,27 +81,49 @@ class Operator(NamedTuple):
 
 
 def traffic(module: nn.Module, *inputs: Any) -> Traffic:
-    """Count one forward and backward pass; the head of this file says what and how.
+    """Count the memory traffic of one forward and backward pass on any machine.
+
+    The module runs on meta tensors in place of its parameters and buffers, so none of them is read or changed.
 
     Args:
-        module: run on stand-ins for its parameters and buffers; these are neither read nor changed.
-        inputs: its arguments, of which tensors count by shape, strides, dtype and requires_grad, not by value.
+        module: module to count.
+        *inputs: arguments of the module; only shape, strides, dtype and requires_grad of tensors matter.
+
+    Example:
+        >>> import torch
+        >>> traffic(torch.nn.ReLU(), torch.zeros(4, 5, requires_grad=True))
+        Traffic(operators=2, launches=2, read=240, written=160, saved=80)
     """
     forward, backward, saved = passes(module, *inputs)
-    called = [*forward, *backward]
-    launches, read, written = (sum(getattr(o, name) for o in called) for name in ("launches", "read", "written"))
-    return Traffic(len(called), launches, read, written, saved)
+    operators = [*forward, *backward]
+    launches, read, written = 0, 0, 0
+    for operator in operators:
+        launches += operator.launches
+        read += operator.read
+        written += operator.written
+    return Traffic(len(operators), launches, read, written, saved)
 
 
 def passes(module: nn.Module, *inputs: Any) -> tuple[list[Operator], list[Operator], int]:
-    """The operators of the forward and of the backward pass, in order, and the bytes saved between them."""
+    """Count the operators of a forward and a backward pass one by one.
+
+    Args:
+        module: module to count.
+        *inputs: arguments of the module.
+
+    Returns:
+        The operators of the forward pass in order, those of the backward pass, and the bytes saved between them.
+    """
     state = {name: on_meta(t) for name, t in (*module.named_parameters(), *module.named_buffers())}
     inputs = tree_map_only(Tensor, on_meta, inputs)
-    forward, backward, saved = _Counter(), _Counter(), _Saved(state.values())
+    forward = _OperatorCounter()
+    backward = _OperatorCounter()
+    saved = _SavedBytes(owned=state.values())
     with forward, saved_tensors_hooks(saved.pack, lambda tensor: tensor):
         results = functional_call(module, state, inputs)
-    outputs = [t for t in tree_leaves(results) if isinstance(t, Tensor) and t.requires_grad]
-    cotangents = [torch.ones_like(t) for t in outputs]  # made by the loss, so not counted
+    outputs = [t for t in _tensors(results) if t.requires_grad]
+    # the loss makes the outputs' gradients, so they are not counted
+    cotangents = [torch.ones_like(t) for t in outputs]
     with backward:
         torch.autograd.backward(outputs, cotangents)
     return forward.operators, backward.operators, saved.total()
@@ -110,17 +132,26 @@ def passes(module: nn.Module, *inputs: Any) -> tuple[list[Operator], list[Operat
 def compare(ours: nn.Module, theirs: nn.Module, *inputs: Any) -> tuple[Traffic, Traffic]:
     """Count one module on lightconv's kernels and another on torch's operators, with the same inputs.
 
+    Args:
+        ours: module to count under backend "triton".
+        theirs: module to count under backend "reference".
+        *inputs: arguments of both modules.
+
+    Returns:
+        The traffic of `ours`, then of `theirs`.
+
     Raises:
-        InputError: where Triton is not installed.
+        InputError: If Triton is not installed.
     """
     with use_backend("triton"):
         our_traffic = traffic(ours, *inputs)
     with use_backend("reference"):
-        return our_traffic, traffic(theirs, *inputs)
+        their_traffic = traffic(theirs, *inputs)
+    return our_traffic, their_traffic
 
 
-class _Counter(TorchDispatchMode):
-    """Lists the operators called within it."""
+class _OperatorCounter(TorchDispatchMode):
+    """Dispatch mode to list the operators called within it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,68 +163,92 @@ class _Counter(TorchDispatchMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         if func is torch.ops.aten.convolution.default:
-            # the meta kernel forgets channels_last, a GPU does not: what follows copies where it would there
+            # Unlike a GPU's, the meta kernel forgets channels_last. Without it, later operators would not copy as they
+            # do on a GPU.
             result = in_format(result, is_channels_last(*args[:2]))
         names = [argument.name for argument in func._schema.arguments]
-        self._count(func, dict(zip(names, args, strict=False)) | kwargs, result)
+        arguments = dict(zip(names, args, strict=False)) | kwargs
+        written = [*changed_tensors(func, arguments), *new_tensors(func, arguments, result)]
+        if written:
+            operator = Operator(
+                name=func._schema.name,
+                launches=launch_count(func._schema.name, arguments),
+                read=distinct_bytes(read_tensors(func, arguments)),
+                written=distinct_bytes(written),
+            )
+            self.operators.append(operator)
         return result
 
-    def _count(self, func: Any, arguments: dict[str, Any], result: Any) -> None:
-        written = [*_changed(func, arguments), *_fresh(func, arguments, result)]
-        if not written:
-            return
-        launches = _LAUNCHES.get(func._schema.name, lambda _: 1)(arguments)
-        read = distinct_bytes(_read(func, arguments))
-        self.operators.append(Operator(func._schema.name, launches, read, distinct_bytes(written)))
+
+def launch_count(name: str, arguments: dict[str, Any]) -> int:
+    """Return how many kernels an operator starts at least."""
+    if name == "aten::convolution_backward":
+        # one per gradient asked for: of the image, the weight and the bias
+        return sum(arguments["output_mask"])
+    if name == "lightconv::conv2d_weight_gradient":
+        # partial sums side by side, then their sum in a fixed order
+        return 2
+    return 1
 
 
-def _changed(func: Any, arguments: dict[str, Any]) -> list[Tensor]:
-    """The tensors that an operator changes in place; not those of which it changes the shape alone."""
+def changed_tensors(func: Any, arguments: dict[str, Any]) -> list[Tensor]:
+    """Return the tensors with values changed in place by an operator."""
     if torch.Tag.inplace_view in func.tags:
+        # such an operator changes the shape alone
         return []
-    written = {a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write}
-    return _tensors([value for name, value in arguments.items() if name in written])
+    changed = []
+    for argument in func._schema.arguments:
+        is_written = argument.alias_info is not None and argument.alias_info.is_write
+        if is_written and argument.name in arguments:
+            changed.append(arguments[argument.name])
+    return _tensors(changed)
 
 
-def _fresh(func: Any, arguments: dict[str, Any], result: Any) -> list[Tensor]:
-    """The results that an operator fills: they are no views of its arguments, and not left empty."""
+def new_tensors(func: Any, arguments: dict[str, Any], result: Any) -> list[Tensor]:
+    """Return the results filled by an operator: neither views of its arguments nor left empty."""
     if "empty" in func._schema.name:
         return []
-    given = {_storage(t) for t in _tensors(arguments)}
-    return [t for t in _tensors(result) if _storage(t) not in given]
+    inputs = set(map(_storage, _tensors(arguments)))
+    return [t for t in _tensors(result) if _storage(t) not in inputs]
 
 
-def _read(func: Any, arguments: dict[str, Any]) -> list[Tensor]:
-    """The tensors whose values an operator uses."""
-    unread = {a.name for a in func._schema.arguments if a.is_out}
-    if _DO_NOT_READ_THE_FIRST.fullmatch(func._schema.name):
-        unread.add(func._schema.arguments[0].name)
-    return _tensors([value for name, value in arguments.items() if name not in unread])
+def read_tensors(func: Any, arguments: dict[str, Any]) -> list[Tensor]:
+    """Return the tensors with values used by an operator."""
+    first_unread = _DO_NOT_READ_THE_FIRST.fullmatch(func._schema.name) is not None
+    read = []
+    for index, argument in enumerate(func._schema.arguments):
+        unread = argument.is_out or (first_unread and index == 0)
+        if argument.name in arguments and not unread:
+            read.append(arguments[argument.name])
+    return _tensors(read)
 
 
-class _Saved:
-    """Notes what autograd keeps for backward.
+class _SavedBytes:
+    """Counter of the bytes kept by autograd for backward.
 
     Args:
-        owned: tensors that are kept anyway.
+        owned: tensors to leave out, because they are in memory anyway.
     """
 
     def __init__(self, owned: Iterable[Tensor]) -> None:
-        self._owned = {_storage(t) for t in owned}
-        # the storages are held, lest another one takes a freed one's address
+        self._owned = set(map(_storage, owned))
+        # Hazard: a storage is identified by its address. The storages are kept alive here, because another one could
+        # take the address of one that was freed.
         self._spans: dict[int, tuple[torch.UntypedStorage, int, int]] = {}
 
     def pack(self, tensor: Tensor) -> Tensor:
-        """Autograd's hook: called with each tensor that it saves."""
-        key, first = _storage(tensor), int(tensor.storage_offset()) * tensor.element_size()
+        """Count a tensor; autograd calls this hook with each tensor that it saves."""
+        key = _storage(tensor)
+        if key in self._owned:
+            return tensor
+        first = int(tensor.storage_offset()) * tensor.element_size()
         last = first + _span(tensor) * tensor.element_size()
-        if key not in self._owned:
-            storage, earliest, latest = self._spans.get(key, (tensor.untyped_storage(), first, last))
-            self._spans[key] = storage, min(first, earliest), max(last, latest)
+        storage, earliest, latest = self._spans.get(key, (tensor.untyped_storage(), first, last))
+        self._spans[key] = storage, min(first, earliest), max(last, latest)
         return tensor
 
     def total(self) -> int:
-        """Bytes saved."""
+        """Return the bytes saved."""
         return sum(last - first for _, first, last in self._spans.values())
 
 
@@ -206,19 +261,29 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _span(tensor: Tensor) -> int:
-    """Elements of memory from a tensor's first to its last."""
+    """Return the number of elements of memory from a tensor's first to its last."""
     if tensor.numel() == 0:
         return 0
-    return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    last = 0
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        last += (size - 1) * stride
+    return last + 1
 
 
-def _bytes(tensor: Tensor) -> int:
-    """Memory behind a tensor: less than its elements where it is expanded, or its windows overlap."""
+def tensor_bytes(tensor: Tensor) -> int:
+    """Return the memory behind a tensor, in bytes.
+
+    It is less than the tensor's elements take if the tensor is expanded or its windows overlap.
+    """
+    # expanded dimensions have stride 0
     distinct = math.prod(size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride)
     return min(distinct, _span(tensor)) * tensor.element_size()
 
 
 def distinct_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of several tensors, of which some may be the same piece of memory."""
-    distinct = {(_storage(t), t.storage_offset(), tuple(t.shape), t.stride()): t for t in tensors}
-    return sum(map(_bytes, distinct.values()))
+    """Return the memory behind several tensors, in bytes; equal views of the same memory count once."""
+    distinct = {}
+    for tensor in tensors:
+        view = (_storage(tensor), tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
+        distinct[view] = tensor
+    return sum(map(tensor_bytes, distinct.values()))

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lightconv.analysis.layers import Layer, found
+from lightconv.analysis.layers import Layer, find_layers
 from lightconv.autotune.timing import (
     PASSES,
     Run,
@@ -103,7 +103,7 @@ def tune(model: nn.Module, images: Tensor, rounds: int = 5) -> list[Result]:
         ...     print(result.layer, result.step, result.rule, result.measured)
     """
     file = autotune_file.path(gpu_name(images.device))
-    layers = distinct(found(copy.deepcopy(model).to("meta", images.dtype), on_meta(images)))
+    layers = distinct(find_layers(copy.deepcopy(model).to("meta", images.dtype), on_meta(images)))
     results: list[Result] = []
     for layer in layers:
         results += tune_layer(layer, images.device, file, rounds)

@@ -17,7 +17,7 @@ from lightconv import nn
 from lightconv.analysis import layers
 from lightconv.analysis.comparison import changes
 from lightconv.analysis.gpus import GPUS, UNSUPPORTED
-from lightconv.analysis.machine_code import marked
+from lightconv.analysis.machine_code import mark_main_loop
 from lightconv.cli import tables
 from lightconv.cli.settings import DTYPES, check_choice, check_whole, formatted, several
 from lightconv.errors import InputError
@@ -109,9 +109,9 @@ def _subjects(config: DictConfig) -> list[Subject]:
 
 def _inspected(subject: Subject, config: DictConfig) -> "inspection.Inspection":
     if subject.network == "layer":
-        found = layers.found(*_one_layer(config))
+        found = layers.find_layers(*_one_layer(config))
     else:
-        found = layers.layers_of(subject.network, config.batch_size, **formatted(config))
+        found = layers.network_layers(subject.network, config.batch_size, **formatted(config))
     with tables.console.status(f"compiling {subject.title}"):
         return inspection.inspect(found, subject.architecture, GPUS[subject.gpu] if subject.gpu else None)
 
@@ -123,7 +123,7 @@ def _one_layer(config: DictConfig) -> Any:
         with torch.device("meta"):
             module = torch.nn.Sequential(nn.ConvBlock(channels, filters, **options))
             images = torch.empty(config.batch_size, channels, size, size)
-        given = layers.formatted(module, images, **formatted(config))
+        given = layers.convert(module, images, **formatted(config))
         module(given[1])
     except (RuntimeError, ValueError, TypeError) as error:
         raise InputError(f"layer={dict(config.layer)}: {error}") from error
@@ -153,7 +153,7 @@ def _kernel_rows(result: "inspection.Inspection") -> list[dict[str, Any]]:
 
 
 def _kernel_row(report: Any, layers: int) -> dict[str, Any]:
-    dragged, seconds = report.dragged, report.compile_seconds
+    dragged, seconds = report.instructions_per_matrix_instruction, report.compile_seconds
     return {
         "kernel": f"{report.kernel} x{layers}" if layers > 1 else report.kernel,
         "tile": report.tile,
@@ -216,7 +216,7 @@ def _print_listings(found: Sequence[Found], wanted: str) -> None:
         raise InputError(f"listing={wanted}: no part of {', '.join(listings)}")
     for name in chosen:
         architecture, listing = listings[name]
-        print(f"{name}, {architecture}: | marks the main loop\n{marked(listing)}\n")
+        print(f"{name}, {architecture}: | marks the main loop\n{mark_main_loop(listing)}\n")
 
 
 # ---------------------------------------------------------------------------------------------------- what is written

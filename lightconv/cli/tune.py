@@ -6,7 +6,7 @@ import torch
 from omegaconf import DictConfig
 from rich.progress import track
 
-from lightconv.analysis.layers import layers_of
+from lightconv.analysis.layers import network_layers
 from lightconv.autotune import search
 from lightconv.cli import tables
 from lightconv.cli.settings import check_whole, formatted, several
@@ -35,7 +35,7 @@ def tune(config: DictConfig) -> None:
     file = autotune_file.path(gpu)
     results: list[search.Result] = []
     for network in several(config.layers):
-        layers = search.distinct(layers_of(network, config.batch_size, **options))
+        layers = search.distinct(network_layers(network, config.batch_size, **options))
         for layer in track(layers, f"measuring {network}", console=tables.console):
             results += search.tune_layer(layer, device, file, config.rounds)
     _show(f"{gpu}, {config.batch_size} images, {config.dtype}", results)

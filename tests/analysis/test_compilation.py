@@ -1,4 +1,4 @@
-"""What is recorded and compiled, against Triton and cuobjdump asked by hand."""
+"""Recorded launches and compiled kernels, against Triton and cuobjdump called by hand."""
 
 import re
 import subprocess
@@ -11,7 +11,14 @@ from torch import nn
 from triton import knobs
 
 from lightconv.analysis import compilation
-from lightconv.analysis.compilation import Compiled, index_bits, recorded, specialization, target, training_step
+from lightconv.analysis.compilation import (
+    CompiledKernel,
+    index_bits,
+    record_launches,
+    specialization,
+    target,
+    training_step,
+)
 from lightconv.analysis.machine_code import count, instructions, main_loop
 from lightconv.errors import InputError
 from lightconv.nn import Conv2d, ConvBlock, MaxPool2d
@@ -24,7 +31,7 @@ def block(filters=64):
 
 
 def test_a_process_that_interprets_records_nothing():
-    with pytest.raises(InputError, match="TRITON_INTERPRET is set"), recorded("sm_90"):
+    with pytest.raises(InputError, match="TRITON_INTERPRET is set"), record_launches("sm_90"):
         pass
 
 
@@ -46,7 +53,7 @@ def test_an_architecture_as_the_compiler_calls_it(architecture, expected):
     ],
 )
 def test_how_wide_addresses_are(ttir, bits):
-    assert index_bits(Compiled("", "sm_90", 4, 0, 0, 0, 0, None, "", (), (), ttir)) == bits
+    assert index_bits(CompiledKernel("", "sm_90", 4, 0, 0, 0, 0, None, "", (), (), ttir)) == bits
 
 
 def read_by_hand(cubin, path):
@@ -161,7 +168,7 @@ def test_a_launch_is_recorded_with_all_that_it_was_given():
 @compiling
 def test_nothing_is_recorded_afterwards():
     before = triton.runtime.jit.JITFunction.run
-    with recorded("sm_90") as made:
+    with record_launches("sm_90") as made:
         pass
     assert (made, triton.runtime.jit.JITFunction.run) == ([], before)
 
@@ -171,7 +178,7 @@ def test_equal_launches_are_compiled_once_and_different_ones_apart():
     pools = [layer(MaxPool2d(size, 2), 8, 16, 14, 14) for size in (2, 3, 2)]
     made = [launches(pool, "sm_80")["max_pool2d"] for pool in pools]
     with mock.patch.object(compilation.triton, "compile", wraps=triton.compile) as compiler:
-        kernels = compilation.compiled(made)
+        kernels = compilation.compile_kernels(made)
     assert compiler.call_count == 2
     assert kernels[0] is kernels[2]
     assert kernels[0].machine_code != kernels[1].machine_code

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lightconv.analysis.gpus import GPUS, MULTIPROCESSOR, UNSUPPORTED, blocks_at_once, named, occupancy
+from lightconv.analysis.gpus import GPUS, MULTIPROCESSOR, UNSUPPORTED, blocks_at_once, find_gpu, occupancy
 from lightconv.kernels.tiles import ARCHITECTURES
 
 KIB = 1024
@@ -80,5 +80,5 @@ def test_a_peak_by_how_numbers_are_multiplied():
 
 
 def test_torchs_names_lead_to_data_sheets():
-    assert named("NVIDIA H100 80GB HBM3") == GPUS["h100"]
-    assert named("NVIDIA H100 PCIe") is None  # another clock and another memory
+    assert find_gpu("NVIDIA H100 80GB HBM3") == GPUS["h100"]
+    assert find_gpu("NVIDIA H100 PCIe") is None  # another clock and another memory

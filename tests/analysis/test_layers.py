@@ -6,12 +6,12 @@ import torchvision
 from torch import nn
 
 import lightconv as lc
-from lightconv.analysis.layers import formatted, found, layers_of
+from lightconv.analysis.layers import convert, find_layers, network_layers
 from lightconv.errors import InputError
 
 
 def on_meta(model, *images):
-    return found(model.to("meta"), torch.empty(images, device="meta"))
+    return find_layers(model.to("meta"), torch.empty(images, device="meta"))
 
 
 def kinds(layers):
@@ -23,7 +23,7 @@ def pooled(layer):
 
 
 def network(name, batch_size=2, dtype=torch.float32, memory_format=torch.contiguous_format):
-    return layers_of(name, batch_size, dtype, memory_format)
+    return network_layers(name, batch_size, dtype, memory_format)
 
 
 def test_lenet_has_two_blocks():
@@ -141,7 +141,7 @@ class Mixed(nn.Module):
 def test_a_layer_and_its_unfused_twin_are_equal_on_the_same_parameters():
     torch.manual_seed(0)
     model, images = Mixed(), torch.randn(2, 3, 32, 32)
-    layers = found(model, images)
+    layers = find_layers(model, images)
     assert kinds(layers) == ["ConvBlock", "ConvBlock", "ConvBlock", "MaxPool2d", "Conv2d"]
     for layer in layers:
         ours, theirs = list(layer.module.parameters()), list(layer.unfused.parameters())
@@ -156,7 +156,7 @@ def test_the_model_stays_as_it_was():
     with torch.device("meta"):
         model = torchvision.models.vgg11()
     types = [type(module) for module in model.modules()]
-    found(model, torch.empty(1, 3, 32, 32, device="meta"))
+    find_layers(model, torch.empty(1, 3, 32, 32, device="meta"))
     assert [type(module) for module in model.modules()] == types
     assert not any(module._forward_hooks for module in model.modules())
 
@@ -176,7 +176,7 @@ def test_sizes_say_what_differs_from_a_plain_layer(model, sizes):
 
 
 def test_a_model_is_given_its_dtype_and_its_memory_format():
-    model, images = formatted(nn.Conv2d(3, 4, 3), torch.empty(1, 3, 8, 8), torch.float16, torch.channels_last)
+    model, images = convert(nn.Conv2d(3, 4, 3), torch.empty(1, 3, 8, 8), torch.float16, torch.channels_last)
     for tensor in (model.weight, images):
         assert tensor.dtype is torch.float16
         assert tensor.is_contiguous(memory_format=torch.channels_last)

@@ -10,7 +10,7 @@ from lightconv.analysis.machine_code import (
     load_bits,
     loops,
     main_loop,
-    marked,
+    mark_main_loop,
     multiply_adds,
     store_bits,
 )
@@ -309,9 +309,9 @@ def test_amds_assembly_is_read_by_its_labels():
 
 
 @pytest.mark.parametrize("listing", [NESTED, AMD, sass("LDG.E R1, [R2.64]", "EXIT")])
-def test_the_main_loop_is_marked(listing):
+def test_marked_main_loop(listing):
     code = instructions(listing)
-    lines = marked(listing).splitlines()
+    lines = mark_main_loop(listing).splitlines()
     assert [int(line[1:].split()[0], 16) for line in lines] == [i.address for i in code]
     assert [int(line[1:].split()[0], 16) for line in lines if line[0] == "|"] == [i.address for i in main_loop(code)]
     assert [line.split()[-1] for line in lines] == [(i.operands or i.opcode).split()[-1] for i in code]

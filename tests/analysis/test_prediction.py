@@ -7,7 +7,7 @@ import torch
 from helpers.small_layers import compile_one, launches, layer
 
 from lightconv.analysis import layers, prediction
-from lightconv.analysis.compilation import Compiled, compiled, training_step
+from lightconv.analysis.compilation import CompiledKernel, compile_kernels, training_step
 from lightconv.analysis.gpus import GPUS, blocks_at_once
 from lightconv.analysis.machine_code import Instruction, instructions, main_loop
 from lightconv.analysis.prediction import Bounds, Work, bounds, work
@@ -159,7 +159,7 @@ def test_a_matrix_product_at_its_roofline():
 @pytest.mark.parametrize("network", ["lenet", "vgg16", "resnet50"])
 @pytest.mark.parametrize("gpu", ["a100", "b200"])
 def test_inductor_is_no_slower_than_eager(network, gpu):
-    for given in layers.layers_of(network, 32, torch.float16, torch.channels_last)[:4]:
+    for given in layers.network_layers(network, 32, torch.float16, torch.channels_last)[:4]:
         eager, inductor = prediction.by_eager_torch(given, GPUS[gpu]), prediction.by_inductor(given, GPUS[gpu])
         assert inductor.forward <= eager.forward
         assert inductor.backward <= eager.backward
@@ -193,8 +193,8 @@ def looping(*opcodes):
     ],
 )
 def test_how_often_a_loop_runs(loop, block, expected):
-    kernel = Compiled("", "sm_90", 4, 0, 0, 0, 0, None, "", (), looping(*loop), "")
-    assert prediction._repeats(kernel, block) == expected
+    kernel = CompiledKernel("", "sm_90", 4, 0, 0, 0, 0, None, "", (), looping(*loop), "")
+    assert prediction._loop_repeats(kernel, block) == expected
 
 
 SOME = [("lenet", 1, "h100"), ("mobilenet_v2", 1, "a100")]
@@ -207,11 +207,11 @@ ALL = [(*network, gpu) for network in MORE for gpu in GPUS]
     ("network", "count", "gpu"), [*SOME, *(pytest.param(*case, marks=pytest.mark.every_tile) for case in ALL)]
 )
 def test_every_kernel_has_a_prediction(network, count, gpu):
-    found = layers.layers_of(network, 32, torch.float16, torch.channels_last)[:count]
+    found = layers.network_layers(network, 32, torch.float16, torch.channels_last)[:count]
     steps = [training_step(given.module, given.images, GPUS[gpu].architecture) for given in found]
     made = [launch for calls in steps for call in calls for launch in call.launches]
     assert made
-    for launch, kernel in zip(made, compiled(made), strict=True):
+    for launch, kernel in zip(made, compile_kernels(made), strict=True):
         predicted = bounds(launch, kernel, GPUS[gpu])
         assert all(0 <= bound < 1 and math.isfinite(bound) for bound in predicted)
         assert predicted.seconds >= LAUNCH

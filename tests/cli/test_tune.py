@@ -49,8 +49,8 @@ def test_results_are_printed_and_stored(lightconv, capsys, monkeypatch, tmp_path
     tune_layer = search.tune_layer
     monkeypatch.setattr(search, "tune_layer", lambda *args: tune_layer(*args, clock))
     with torch.device("meta"):
-        block = layers.found(torch.nn.Sequential(nn.ConvBlock(3, 8, 3, pool=2)), torch.empty(1, 3, 6, 6))
-    monkeypatch.setattr("lightconv.cli.tune.layers_of", lambda *args, **wanted: block * 2)
+        block = layers.find_layers(torch.nn.Sequential(nn.ConvBlock(3, 8, 3, pool=2)), torch.empty(1, 3, 6, 6))
+    monkeypatch.setattr("lightconv.cli.tune.network_layers", lambda *args, **wanted: block * 2)
     lightconv("tune", "rounds=1")
     printed = capsys.readouterr().out
     words = (

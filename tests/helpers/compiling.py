@@ -1,25 +1,25 @@
-"""Compile what a launcher would launch for a GPU that need not be there, and say whether the machine code is sound.
+"""Compile the kernels of a launcher for a GPU that need not be present, and check the machine code.
 
-Only where kernels are not interpreted.
+Only in a process that does not interpret kernels.
 """
 
 import re
 from collections.abc import Callable
 from typing import Any
 
-from lightconv.analysis.compilation import Compiled, compiled, index_bits, recorded
+from lightconv.analysis.compilation import CompiledKernel, compile_kernels, index_bits, record_launches
 from lightconv.analysis.machine_code import count, load_bits
 
 SHARED = {"sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_120": 99, "gfx942": 64}  # KiB
 MATRIX_INSTRUCTION = {"sm_90": "HGMMA", "sm_100": "UTC[A-Z]*MMA", "gfx942": "v_mfma"}  # HMMA elsewhere
 DESCRIBED = {"sm_90", "sm_100", "sm_120"}
 
-# Other instructions of the main loop for each matrix instruction, with the largest tile of a table, at most: what is
-# compiled today and 15 %. A step must load both operands (by tensor memory access a few instructions, by pointers loads
-# and their next addresses), read them from shared memory, wait at a barrier or two, and count. Warp groups (sm_90,
-# sm_100) take all of that for one instruction, which multiplies as much as 16 to 64 of a warp. More is taken by
-# addresses that are clamped or have 64 bits, by channels not side by side, by bytes to expand and taps to divide.
-DRAGGED = {
+# Largest number of other instructions per matrix instruction in the main loop, with the largest tile of a table: the
+# number compiled today and 15 %. A step must load both operands (a few instructions with tensor memory access; loads
+# and their next addresses with pointers), read them from shared memory, wait at a barrier or two, and count. On sm_90
+# and sm_100 a warp group does all of that for one instruction, which multiplies as much as 16 to 64 of a warp. Clamped
+# or 64-bit addresses, channels that do not lie side by side, bytes to expand and taps to divide take more.
+LARGEST_RATIO = {
     #                                warps: half, tf32; warp groups: half, tf32; AMD: half
     "fused": (2.6, 2.9, 31, 32, 7.0),
     "fused, many filters": (3.2, 3.0, 31, 32, 7.2),
@@ -48,22 +48,24 @@ _WARPS, _WARP_GROUPS, _AMD = {"half": 0, "tf32": 1}, {"half": 2, "tf32": 3}, {"h
 _COLUMN = {"sm_90": _WARP_GROUPS, "sm_100": _WARP_GROUPS, "gfx942": _AMD}
 
 
-def compile_launches(launcher: Callable[..., Any], *args: Any, architecture: str, **kwargs: Any) -> list[Compiled]:
-    """Compile every kernel that `launcher(*args, **kwargs)` starts, in order, launching none."""
-    with recorded(architecture) as launches:
+def compile_launches(
+    launcher: Callable[..., Any], *args: Any, architecture: str, **kwargs: Any
+) -> list[CompiledKernel]:
+    """Compile every kernel that `launcher(*args, **kwargs)` starts, in order, without launching any."""
+    with record_launches(architecture) as launches:
         launcher(*args, **kwargs)
-    return compiled(launches)
+    return compile_kernels(launches)
 
 
-def assert_sound(kernel: Compiled, name: str, architecture: str, kind: str, largest: bool = True) -> None:
-    """What must hold of a product's kernel.
+def assert_sound(kernel: CompiledKernel, name: str, architecture: str, kind: str, largest: bool = True) -> None:
+    """Check a matrix product's kernel.
 
     Args:
-        kernel: compiled.
-        name: of the call, a key of `DRAGGED`.
-        architecture: compiled for.
-        kind: "half", "tf32" or "ieee".
-        largest: whether its tile is the largest of its table.
+        kernel: compiled kernel.
+        name: name of the call, a key of `LARGEST_RATIO`.
+        architecture: architecture compiled for.
+        kind: kind of arithmetic: "half", "tf32" or "ieee".
+        largest: True if its tile is the largest of its table.
     """
     assert kernel.spilled == 0, f"{kernel.spilled} bytes spilled at {kernel.registers} registers"
     assert kernel.shared <= SHARED[architecture] * 1024
@@ -79,23 +81,26 @@ def assert_sound(kernel: Compiled, name: str, architecture: str, kind: str, larg
     _assert_lean(kernel, name, architecture, kind, largest)
 
 
-def _assert_lean(kernel: Compiled, name: str, architecture: str, kind: str, largest: bool) -> None:
-    loop, counted = kernel.loop, count(kernel.loop)
-    if "flattened" in name and not counted["matrix"]:  # a few steps, written out
+def _assert_lean(kernel: CompiledKernel, name: str, architecture: str, kind: str, largest: bool) -> None:
+    loop = kernel.loop
+    counted = count(loop)
+    if "flattened" in name and not counted["matrix"]:
+        # the compiler unrolled a loop of a few steps
         return
     assert counted["matrix"], "no matrix instruction in the main loop"
     if name in {"fused", "weights"} and architecture == "sm_80":
         assert min(load_bits(loop)) >= 64, f"loads of single elements: {load_bits(loop)} bits"
-    of_64_bits = "far" in name and architecture.startswith("gfx")  # whose products take the same instruction
-    if "flattened" not in name and not of_64_bits:  # where each column's tap is found by dividing, by constants
+    # flattened: each column's tap is found by a division by constants; AMD: a 64-bit product is the same instruction
+    has_high_products = "flattened" in name or ("far" in name and architecture.startswith("gfx"))
+    if not has_high_products:
         assert counted["division"] == 0, f"{counted['division']} steps of an integer division in the main loop"
-    dragged = (len(loop) - counted["matrix"]) / counted["matrix"]
-    limit = DRAGGED[name][_COLUMN.get(architecture, _WARPS)[kind]]
-    assert not largest or dragged <= limit, f"{dragged:.1f} other instructions for each matrix instruction, not {limit}"
+    ratio = (len(loop) - counted["matrix"]) / counted["matrix"]
+    limit = LARGEST_RATIO[name][_COLUMN.get(architecture, _WARPS)[kind]]
+    assert not largest or ratio <= limit, f"{ratio:.1f} other instructions per matrix instruction, not {limit}"
 
 
-def assert_neighbours_are_read_at_once(kernel: Compiled, dtype: str) -> None:
-    """Of a max-pooling in channels_last: values 16 bytes at a time, and as many bytes or indices as go with them."""
+def assert_neighbours_are_read_at_once(kernel: CompiledKernel, dtype: str) -> None:
+    """Check a max-pooling in channels_last: values are read 16 bytes at a time, with their positions or indices."""
     loads = set(re.findall(r"LDG\.E\S*", kernel.machine_code))
     neighbours = {"LDG.E.128", "LDG.E.64"} if dtype == "float16" else {"LDG.E.128", "LDG.E"}
     assert loads <= neighbours, f"{kernel.name}: channels are not read 16 bytes at a time"

@@ -6,7 +6,7 @@ from helpers.support import assert_same, assert_same_gradients, leaves
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lightconv as lc
-from lightconv.analysis.compilation import recorded
+from lightconv.analysis.compilation import record_launches
 from lightconv.functional import ACTIVATIONS
 from lightconv.kernels import launch
 from lightconv.kernels.window import Window
@@ -114,7 +114,7 @@ def test_auto_leaves_the_gradients_that_read_a_written_map_to_cudnn(channels, fu
     g, code = (torch.empty(2, 8, 4, 4, dtype=dtype, device="meta") for dtype in (torch.float32, torch.uint8))
     given = (g, code, *window, (2, 2)) if fused else (torch.empty(2, 8, 8, 8, device="meta"), None, *window, (1, 1))
     weight_gradient = torch.ops.lightconv.conv2d_weight_gradient.default
-    with recorded("sm_90") as launches:
+    with record_launches("sm_90") as launches:
         weight_gradient._op_dk(torch._C.DispatchKey.CUDA, *given[:2], images, weight_shape, *given[2:], False, True)
     assert bool(launches) == fused
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torchvision.ops import FrozenBatchNorm2d
 
 import lightconv as lc
-from lightconv.analysis.layers import found
+from lightconv.analysis.layers import find_layers
 from lightconv.errors import InputError
 from lightconv.surgery.fuse import FusedConv2d
 
@@ -521,7 +521,7 @@ def test_explain_and_found_take_a_block_for_a_block():
     assert [(row.name, row.layer) for row in rows] == [("0", "Conv2d"), ("3", "MaxPool2d")]
     (row,) = lc.explain(fused(normalised()), images()[..., :5, :5]).rows
     assert row.layer == "Conv2d", "its map is smaller than its filters"
-    layers = found(fused(normalised()), images())
+    layers = find_layers(fused(normalised()), images())
     assert [(layer.name, layer.module.pool) for layer in layers] == [("0", (2, 2))]
 
 

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.nn import Module
 
-from lightconv.analysis.layers import known_network
+from lightconv.analysis.layers import build_network
 from lightconv.autotune.timing import milliseconds, sample_in_turns
 from lightconv.cli.bench.report import Report, circumstances
 from lightconv.cli.settings import check_whole, formatted, several
@@ -25,7 +25,7 @@ def fused(config: DictConfig) -> Report:
     """
     check_whole(config.fused, "batch_size")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    known = {name: known_network(name) for name in several(config.fused.networks)}  # a misspelt one costs no time
+    known = {name: build_network(name) for name in several(config.fused.networks)}  # a misspelt one costs no time
     rows = [measure(name, *network, config, device) for name, network in known.items()]
     depends_on = circumstances(config, device, "torch", "torchvision")
     return Report({f"milliseconds of {config.fused.batch_size} images in evaluation: {depends_on}": rows})

@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from lightconv import visualize
 from lightconv.analysis import layers
-from lightconv.analysis.gpus import GPU, named
+from lightconv.analysis.gpus import GPU, find_gpu
 from lightconv.autotune.timing import cudnn_benchmark, milliseconds_on_gpu
 from lightconv.cli.bench.layers import LAYERS, Contender, Layer, check, sides, timed
 from lightconv.cli.bench.report import Report, circumstances
@@ -34,7 +34,7 @@ def kernels(config: DictConfig) -> Report:
         )
     # the backend refuses here, before anything is measured, where Triton is not installed
     with use_backend("triton"), cudnn_benchmark():
-        sheet = named(torch.cuda.get_device_name())
+        sheet = find_gpu(torch.cuda.get_device_name())
         rows = [row for layer in LAYERS for row in measure(layer, config, "cuda", sheet)]
     depends_on = circumstances(config, torch.device("cuda"), "torch", "triton")
     title = f"milliseconds of layers: {depends_on}, {_tf32()}"
