@@ -95,14 +95,13 @@ def conv2d(
         >>> lc.functional.conv2d(images, weight, stride=2, padding=2).shape
         torch.Size([2, 8, 16, 16])
     """
-    tensors = (input, weight) if bias is None else (input, weight, bias)
-    if _may_use_kernel(*tensors):
+    if _may_use_kernel(input, weight, bias=bias):
         geometry = convolution_window(weight, stride, padding, dilation)
         if geometry is not None:
             images, filters, biases, window = _kernel_arguments(input, weight, bias, *geometry)
             if _conv2d.dispatch(images, filters, biases, window, groups).use_kernel:
                 output = torch.ops.lightconv.conv2d(images, filters, biases, *window, groups)
-                return output.squeeze(0) if input.dim() == 3 else output
+                return _as_input(output, input)
     return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
 
 
@@ -246,32 +245,40 @@ def conv_block(
     """
     activation_function(activation)  # report an unknown name also if a kernel serves the call
     pool_size = pair(pool)
+    # a block without activation and pooling is a convolution
     if activation == "identity" and pool_size == (1, 1):
         return conv2d(input, weight, bias, stride, padding, dilation, groups)
-    tensors = (input, weight) if bias is None else (input, weight, bias)
-    if pool_size is not None and min(pool_size) > 0 and _may_use_kernel(*tensors):
+    if pool_size is not None and min(pool_size) > 0 and _may_use_kernel(input, weight, bias=bias):
         geometry = convolution_window(weight, stride, padding, dilation)
         if geometry is not None:
             images, filters, biases, window = _kernel_arguments(input, weight, bias, *geometry)
             options = (groups, activation, pool_size)
             if _conv_block.dispatch(images, filters, biases, window, *options).use_kernel:
                 output, _ = torch.ops.lightconv.conv_block(images, filters, biases, *window, *options)
-                return output.squeeze(0) if input.dim() == 3 else output
+                return _as_input(output, input)
     maps = conv2d(input, weight, bias, stride, padding, dilation, groups)
     return _activate_and_pool(maps, activation, pool)
 
 
-def _may_use_kernel(*tensors: Tensor) -> bool:
+def _may_use_kernel(*tensors: Tensor, bias: Tensor | None = None) -> bool:
     """Return False if torch is to serve a call, whatever its geometry."""
+    # torch reports an argument that is not a tensor
     for tensor in tensors:
-        # torch reports an argument that is not a tensor
         if not isinstance(tensor, Tensor):
             return False
+    if bias is not None and not isinstance(bias, Tensor):
+        return False
     return backend.wants_kernels(tensors[0].device.type) and backend.transform_unsupported_reason() is None
 
 
 def _as_batch(input: Tensor) -> Tensor:
+    # (c, h, w) -> (1, c, h, w)
     return input.unsqueeze(0) if input.dim() == 3 else input
+
+
+def _as_input(output: Tensor, input: Tensor) -> Tensor:
+    # (1, c, h, w) -> (c, h, w) if the input was one image
+    return output.squeeze(0) if input.dim() == 3 else output
 
 
 def _kernel_arguments(
@@ -290,6 +297,7 @@ def _kernel_arguments(
     """
     images = _as_batch(input)
     if any(extra):
+        # torch counts from the last dimension: (left, right, top, bottom)
         images = F.pad(images, (0, extra[1], 0, extra[0]))
     device = input.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
@@ -303,20 +311,21 @@ def _max_pool2d_by_kernel(
     # Backward keeps uint8 window argmaxes instead of int64 plane indices if they fit and are not returned.
     plane_indices = return_indices or kernel_size[0] * kernel_size[1] > _max_pool2d.MAX_POSITIONS
     values, argmax = torch.ops.lightconv.max_pool2d(images, kernel_size, *window, ceil_mode, plane_indices)
-    if input.dim() == 3:
-        values = values.squeeze(0)
-        argmax = argmax.squeeze(0)
-    return (values, argmax) if return_indices else values
+    if return_indices:
+        return _as_input(values, input), _as_input(argmax, input)
+    return _as_input(values, input)
 
 
 def _activate_and_pool(maps: Tensor, activation: Activation, pool: Size) -> Tensor:
-    """Finish a block whose convolution is done; the maps may be overwritten."""
+    """Apply the rest of a block to the output of its convolution, which may be overwritten."""
     pools = pair(pool) != (1, 1)
     if activation == "relu":
+        # in place: nobody else holds the maps
         return torch.relu_(max_pool2d(maps, pool) if pools else maps)
     activate = ACTIVATIONS[activation]
     if not pools:
         return activate(maps)
+    # pooling first: the same values for 1 / pool**2 of the activation's work
     if activation in _conv_block.NON_DECREASING:
         return activate(max_pool2d(maps, pool))
     return max_pool2d(activate(maps), pool)

@@ -1,4 +1,7 @@
-"""One process interprets Triton kernels or compiles them: `pytest` does the one, `-m gpu`, `-m compile` the other."""
+"""Settings and fixtures of all tests.
+
+A process either interprets Triton kernels or compiles them: `pytest` interprets, `-m gpu` and `-m compile` compile.
+"""
 
 import os
 import subprocess
@@ -11,33 +14,34 @@ import pytest
 
 def pytest_configure(config: pytest.Config) -> None:
     if not config.getoption("-m"):
-        os.environ["TRITON_INTERPRET"] = "1"  # before lightconv is imported: kernels are decorated once
+        # before lightconv is imported: a kernel is decorated once, for the interpreter or the compiler
+        os.environ["TRITON_INTERPRET"] = "1"
     for variable in ("LIGHTCONV", "LIGHTCONV_BACKEND"):
         os.environ.pop(variable, None)
     os.environ.setdefault("MPLBACKEND", "agg")
 
     from jaxtyping import install_import_hook
 
-    install_import_hook(["lightconv.data", "lightconv.models", "lightconv.tasks"], "helpers.support.checked")
-    import helpers.support  # noqa: F401  the hook looks the checker up, and does not import it
+    install_import_hook(["lightconv.data", "lightconv.models", "lightconv.tasks"], "helpers.support.check_types")
+    import helpers.support  # noqa: F401  the hook looks the type checker up, and does not import it
 
     if os.environ.get("TRITON_INTERPRET"):
-        quicken_the_interpreter()
+        speed_up_interpreter()
 
 
-def quicken_the_interpreter() -> None:
-    """Leave out what takes more than half of the interpreter's time and changes no result."""
+def speed_up_interpreter() -> None:
+    """Remove work of Triton's interpreter that takes more than half of its time and changes no result."""
     import dataclasses
     import functools
     import inspect
 
     from triton.runtime import interpreter
 
-    # repeats every integer operation in 64 bits, and reports nothing
+    # the overflow check repeats every integer operation in 64 bits, and reports nothing
     builder = interpreter.interpreter_builder
     builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
 
-    # for every helper function, triton.language is searched anew for what is to be patched
+    # per call of a jit function, the interpreter searches triton.language for functions to patch: search once
     is_builtin = interpreter.tl.core.is_builtin
     builtins = functools.cache(lambda package: inspect.getmembers(package, is_builtin))
 
@@ -48,7 +52,7 @@ def quicken_the_interpreter() -> None:
 
     interpreter._patch_builtin = patch_builtin
 
-    # a helper function of ours is called within a kernel, for which triton.language has been patched already
+    # a helper is called within a kernel, and the kernel's call has patched triton.language already
     patch_lang = interpreter._patch_lang
 
     def patch_once(function):
@@ -57,7 +61,7 @@ def quicken_the_interpreter() -> None:
 
     interpreter._patch_lang = patch_once
 
-    # the type of a block is built anew for every operation, with its name
+    # the interpreter builds a block's type and name anew per operation: build each once
     block_type = interpreter.tl.block_type
     initialize, known = block_type.__init__, {}
 
@@ -85,13 +89,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> str:
-    """Where kernels run: in Triton's interpreter on a CPU, or on the GPU."""
+    """Device of a test: "cpu" for Triton's interpreter, or "cuda"."""
     return request.param
 
 
 @pytest.fixture
 def kernels():
-    """Serve everything that they can by lightconv's kernels."""
+    """Use lightconv's kernels wherever they can serve."""
     import lightconv as lc
 
     with lc.use_backend("triton"):
@@ -100,7 +104,7 @@ def kernels():
 
 @pytest.fixture(scope="session")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the wheel installs."""
+    """Folder with the files that the wheel installs."""
     folder = tmp_path_factory.mktemp("installed")
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
     subprocess.run(build, cwd=Path(__file__).parents[1], check=True)

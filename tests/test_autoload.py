@@ -1,4 +1,4 @@
-"""LIGHTCONV=1 with lightconv installed, as users have it: from its wheel, in scripts that do not know it."""
+"""LIGHTCONV=1 with lightconv installed from its wheel, in scripts that do not import it."""
 
 import os
 import subprocess
@@ -64,29 +64,29 @@ def run(installed, script, variable):
 @pytest.mark.parametrize(
     ("variable", "printed"), [("LIGHTCONV=1", "3 3 True"), ("LIGHTCONV=0", "0 0 False"), ("", "0 0 False")]
 )
-def test_the_variable_decides_whether_a_script_runs_on_lightconv(installed, variable, printed):
+def test_script(installed, variable, printed):
     result = run(installed, SCRIPT.format(package="lightning"), variable)
     assert result.stdout.splitlines()[-1:] == [printed], result.stderr
 
 
-def test_the_other_package_is_told(installed):
+def test_pytorch_lightning_is_an_error(installed):
     result = run(installed, SCRIPT.format(package="pytorch_lightning"), "LIGHTCONV=1")
     assert "InputError: KernelSwap works with lightning's Trainer, this one comes from pytorch_" in result.stderr
 
 
-def test_fabric_runs_on_lightconv(installed):
+def test_fabric(installed):
     assert run(installed, FABRIC, "LIGHTCONV=1").stdout.strip() == "True"
 
 
 @pytest.mark.parametrize(("value", "number"), [("", 0), ("0", 0), ("1", 1)])
-def test_the_variable_adds_a_callback_or_none(monkeypatch, value, number):
+def test_callbacks(monkeypatch, value, number):
     monkeypatch.setenv("LIGHTCONV", value)
     callbacks = lightconv_autoload.callbacks()
     assert len(callbacks) == number
     assert all(isinstance(callback, L.Callback) for callback in callbacks)
 
 
-def test_another_value_is_an_error(monkeypatch):
+def test_unknown_value(monkeypatch):
     monkeypatch.setenv("LIGHTCONV", "yes")
     with pytest.raises(InputError, match="LIGHTCONV=yes is unknown: set 1 to run"):
         lightconv_autoload.callbacks()

@@ -50,6 +50,7 @@ BACKENDS: tuple[str, ...] = get_args(BackendName)
 
 autotune.set_source(autotune_file.load)
 
+# torch serves float64: the kernels accumulate in float32
 _DTYPES = {torch.float16, torch.bfloat16, torch.float32}
 _MINIMUM_CAPABILITY = (8, 0)  # Ampere: on Turing, Triton's float16 product spills registers
 
@@ -117,6 +118,7 @@ RULES = (
         reason="fused: saves the memory traffic of the gradient before pooling",
     ),
     Rule(
+        # PyTorch on its own Triton template: "on CUDA, profiling shows no gains on H100" (torch/_inductor/config.py)
         applies=lambda call: call.operator in {"conv2d", *GRADIENTS},
         use_kernel=False,
         reason="no Triton convolution is known to beat cuDNN here",
@@ -226,6 +228,7 @@ def dispatch(call: Call, tensors: Sequence[Tensor | None], *options: Any) -> Dis
     if autotune.is_enabled(images):
         training = torch.is_grad_enabled()
         needs_gradient = tuple(training and t is not None and t.requires_grad for t in tensors)
+        # a measurement holds for exactly these tensors, gradients, options and precision
         in_tf32 = torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
         key = (call.operator, *map(autotune.tensor_key, tensors), needs_gradient, *options, in_tf32)
         measured = autotune.select(images, key, (rule.use_kernel, not rule.use_kernel))

@@ -4,7 +4,6 @@ A map over the images alone is a larger batch. If every sample has filters of it
 samples become groups: (n, samples * channels, h, w) images and (samples * filters, channels, r, s) filters.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -61,27 +60,43 @@ def _multiply_groups(options: tuple[Any, ...], samples: int) -> tuple[Any, ...]:
     return stride, padding, dilation, groups * samples, *rest
 
 
-def _convolution(operator: Any) -> Callable[..., Any]:
-    """Build the vmap rule of an operator of (input, weight, bias, ...)."""
+def _batch_convolution(
+    operator: Any,
+    info: Any,
+    in_dims: Any,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *options: Any,
+) -> Any:
+    samples = info.batch_size
+    input_dim, weight_dim, bias_dim, *_ = in_dims
+    if weight_dim is None and bias_dim is None:
+        # the samples share their filters: (samples * n, c, h, w)
+        results = operator(_merge_into_batch(input, input_dim, samples), weight, bias, *options)
+        return _split_all(results, 0, samples)
+    # every sample has its own filters: (n, samples * c, h, w) images, (samples * k, c, r, s) filters
+    results = operator(
+        _merge_into_channels(input, input_dim, samples),
+        _merge_into_batch(weight, weight_dim, samples),
+        _merge_into_batch(bias, bias_dim, samples),
+        *_multiply_groups(options, samples),
+    )
+    return _split_all(results, 1, samples)
 
-    def batched(info: Any, in_dims: Any, input: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Any:
-        samples = info.batch_size
-        input_dim, weight_dim, bias_dim, *_ = in_dims
-        if weight_dim is None and bias_dim is None:
-            results = operator(_merge_into_batch(input, input_dim, samples), weight, bias, *options)
-            return _split_all(results, 0, samples)
-        results = operator(
-            _merge_into_channels(input, input_dim, samples),
-            _merge_into_batch(weight, weight_dim, samples),
-            _merge_into_batch(bias, bias_dim, samples),
-            *_multiply_groups(options, samples),
-        )
-        return _split_all(results, 1, samples)
 
-    return batched
+@register_vmap("lightconv::conv2d", lib=LIBRARY)
+def _(info: Any, in_dims: Any, *arguments: Any) -> Any:
+    return _batch_convolution(torch.ops.lightconv.conv2d, info, in_dims, *arguments)
 
 
-def _input_gradient(
+@register_vmap("lightconv::conv_block", lib=LIBRARY)
+def _(info: Any, in_dims: Any, *arguments: Any) -> Any:
+    return _batch_convolution(torch.ops.lightconv.conv_block, info, in_dims, *arguments)
+
+
+@register_vmap("lightconv::conv2d_input_gradient", lib=LIBRARY)
+def _(
     info: Any, in_dims: Any, grad: Tensor, argmax: Tensor | None, weight: Tensor, shape: list[int], *options: Any
 ) -> tuple[Tensor, int]:
     operator = torch.ops.lightconv.conv2d_input_gradient
@@ -89,9 +104,11 @@ def _input_gradient(
     grad_dim, argmax_dim, weight_dim, *_ = in_dims
     n, c, *size = shape
     if weight_dim is None:
+        # the samples share their filters: (samples * n, c, h, w)
         grad = _merge_into_batch(grad, grad_dim, samples)
         argmax = _merge_into_batch(argmax, argmax_dim, samples)
         return _split_samples(operator(grad, argmax, weight, [samples * n, c, *size], *options), 0, samples)
+    # every sample has its own filters: (n, samples * c, h, w)
     grad_input = operator(
         _merge_into_channels(grad, grad_dim, samples),
         _merge_into_channels(argmax, argmax_dim, samples),
@@ -102,12 +119,14 @@ def _input_gradient(
     return _split_samples(grad_input, 1, samples)
 
 
-def _weight_gradient(
+@register_vmap("lightconv::conv2d_weight_gradient", lib=LIBRARY)
+def _(
     info: Any, in_dims: Any, grad: Tensor, argmax: Tensor | None, input: Tensor, shape: list[int], *options: Any
 ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
     samples = info.batch_size
     grad_dim, argmax_dim, input_dim, *_ = in_dims
     filters, *filter_shape = shape
+    # every sample has a gradient of its own: (samples * k, c, r, s), (samples * k,)
     grad_weight, grad_bias = torch.ops.lightconv.conv2d_weight_gradient(
         _merge_into_channels(grad, grad_dim, samples),
         _merge_into_channels(argmax, argmax_dim, samples),
@@ -115,17 +134,18 @@ def _weight_gradient(
         [samples * filters, *filter_shape],
         *_multiply_groups(options, samples),
     )
+    # (samples * k, ...) -> (samples, k, ...); an empty bias gradient becomes (samples, 0)
     return (grad_weight.unflatten(0, (samples, filters)), grad_bias.view(samples, -1)), (0, 0)
 
 
-def _max_pool2d(info: Any, in_dims: Any, input: Tensor, *options: Any) -> Any:
+@register_vmap("lightconv::max_pool2d", lib=LIBRARY)
+def _(info: Any, in_dims: Any, input: Tensor, *options: Any) -> Any:
     images = _merge_into_batch(input, in_dims[0], info.batch_size)
     return _split_all(torch.ops.lightconv.max_pool2d(images, *options), 0, info.batch_size)
 
 
-def _max_pool2d_backward(
-    info: Any, in_dims: Any, grad: Tensor, argmax: Tensor, shape: list[int], *options: Any
-) -> tuple[Tensor, int]:
+@register_vmap("lightconv::max_pool2d_backward", lib=LIBRARY)
+def _(info: Any, in_dims: Any, grad: Tensor, argmax: Tensor, shape: list[int], *options: Any) -> tuple[Tensor, int]:
     samples = info.batch_size
     grad_dim, argmax_dim, *_ = in_dims
     n, *image_shape = shape
@@ -136,14 +156,3 @@ def _max_pool2d_backward(
         *options,
     )
     return _split_samples(grad_input, 0, samples)
-
-
-for _name, _rule in {
-    "conv2d": _convolution(torch.ops.lightconv.conv2d),
-    "conv_block": _convolution(torch.ops.lightconv.conv_block),
-    "conv2d_input_gradient": _input_gradient,
-    "conv2d_weight_gradient": _weight_gradient,
-    "max_pool2d": _max_pool2d,
-    "max_pool2d_backward": _max_pool2d_backward,
-}.items():
-    register_vmap(f"lightconv::{_name}", _rule, lib=LIBRARY)

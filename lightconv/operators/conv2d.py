@@ -19,18 +19,18 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.library import register_autograd
 
 from lightconv.kernels.window import Pair, Window
 from lightconv.operators import backend, window_argmax
 from lightconv.operators.geometry import empty_image, in_format, is_channels_last, is_integer, output_sizes
-from lightconv.operators.library import LIBRARY, implement
+from lightconv.operators.library import LIBRARY, backward_of, fake_of, implementation_of
 from lightconv.operators.triton_kernels import depthwise, implicit_gemm, weight_gradient
 
 _UNPOOL_CHANNELS = (
     16  # channels per group from which the un-pooled gradient is written once, for both gradients to read
 )
 
+# torch.library has no type for a Window: its parts are three int lists here, and only here
 _WINDOW = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups"
 _POOLED = f"{_WINDOW}, SymInt[2] pool, bool channels_last"
 LIBRARY.define(f"conv2d(Tensor input, Tensor weight, Tensor? bias, {_WINDOW}) -> Tensor")
@@ -122,14 +122,15 @@ def _is_depthwise(weight_shape: Sequence[int], groups: int) -> bool:
     return groups > 1 and weight_shape[1] == 1
 
 
+@implementation_of("conv2d")
 def _conv2d(input: Tensor, weight: Tensor, bias: Tensor | None, window: Window, groups: int) -> Tensor:
-    channels_last = is_channels_last(input, weight)
+    # only in a direct call: lightconv.functional asks before it calls the operator
     if operator_unsupported_reason(input, weight, bias, window, groups) is not None:
         output = torch.convolution(input, weight, bias, *window, False, (0, 0), groups)
-        return in_format(output, channels_last)
+        return in_format(output, is_channels_last(input, weight))
     chosen = algorithm(weight.shape, window, groups, input)
     if chosen == "matrix product":
-        return in_format(_matrix_product(input, weight.flatten(1), bias, channels_last), channels_last)
+        return _matrix_product(input, weight.flatten(1), bias, is_channels_last(input, weight))
     output = _empty_output(input, weight, bias, window, groups)
     if chosen == "depthwise":
         depthwise.forward((output,), input, weight, bias, *window)
@@ -139,19 +140,19 @@ def _conv2d(input: Tensor, weight: Tensor, bias: Tensor | None, window: Window, 
 
 
 def _matrix_product(input: Tensor, weight: Tensor, bias: Tensor | None, channels_last: bool) -> Tensor:
-    """Convolve with 1x1 filters.
-
-    Shape:
-        input: (n, c, h, w); weight: (k, c); result: (n, k, h, w), in the memory format that needs no copy.
-    """
+    """Convolve images, (n, c, h, w), with 1x1 filters, (k, c)."""
     if channels_last:
-        return F.linear(input.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
+        # (n, h, w, c) @ (c, k) -> (n, h, w, k) -> (n, k, h, w): the strides are channels_last
+        maps = F.linear(input.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
+        return in_format(maps, channels_last)
     filters = weight.expand(input.shape[0], -1, -1)  # (k, c) -> (n, k, c)
     pixels = input.flatten(2)  # (n, c, h, w) -> (n, c, h * w)
+    # (n, k, c) @ (n, c, h * w) -> (n, k, h * w)
     maps = torch.bmm(filters, pixels) if bias is None else torch.baddbmm(bias[:, None], filters, pixels)
-    return maps.unflatten(2, input.shape[2:])
+    return in_format(maps.unflatten(2, input.shape[2:]), channels_last)
 
 
+@implementation_of("conv2d_input_gradient")
 def _conv2d_input_gradient(
     grad_output: Tensor,
     argmax: Tensor | None,
@@ -166,7 +167,7 @@ def _conv2d_input_gradient(
         grad_input, _, _ = _gradients_by_torch(
             grad_output,
             argmax,
-            input=empty_image(grad_output, input_shape, channels_last),
+            input=empty_image(grad_output, input_shape, channels_last),  # only its shape counts
             weight=weight,
             window=window,
             groups=groups,
@@ -176,8 +177,8 @@ def _conv2d_input_gradient(
         return in_format(grad_input, channels_last)
     chosen = _gradient_algorithm(argmax, weight.shape, window, groups, grad_output)
     if chosen == "matrix product":
-        grad_input = _matrix_product(grad_output, weight.flatten(1).t(), None, channels_last)
-        return in_format(grad_input, channels_last)
+        # (k, c) -> (c, k): the gradient is itself a 1x1 convolution, with channels and filters exchanged
+        return _matrix_product(grad_output, weight.flatten(1).t(), None, channels_last)
     grad_input = empty_image(grad_output, input_shape, channels_last)
     if chosen == "depthwise":
         depthwise.input_gradient((grad_input,), grad_output, weight, *window)
@@ -186,6 +187,7 @@ def _conv2d_input_gradient(
     return grad_input
 
 
+@implementation_of("conv2d_weight_gradient")
 def _conv2d_weight_gradient(
     grad_output: Tensor,
     argmax: Tensor | None,
@@ -202,7 +204,7 @@ def _conv2d_weight_gradient(
             grad_output,
             argmax,
             input=input,
-            weight=empty_image(input, weight_shape, channels_last),
+            weight=empty_image(input, weight_shape, channels_last),  # only its shape counts
             window=window,
             groups=groups,
             pool=pool,
@@ -284,19 +286,20 @@ def _gradients_by_torch(
     )
 
 
+@fake_of("conv2d")
 def _empty_output(input: Tensor, weight: Tensor, bias: Tensor | None, window: Window, groups: int) -> Tensor:
     height, width = output_sizes(input.shape[2:], weight.shape[2:], window)
     shape = (input.shape[0], weight.shape[0], height, width)
     return empty_image(input, shape, is_channels_last(input, weight))
 
 
-def _empty_input_gradient(
-    grad_output: Tensor, argmax: Tensor | None, weight: Tensor, input_shape: list[int], *options: Any
-) -> Tensor:
+@fake_of("conv2d_input_gradient")
+def _(grad_output: Tensor, argmax: Tensor | None, weight: Tensor, input_shape: list[int], *options: Any) -> Tensor:
     *_, channels_last = options
     return empty_image(grad_output, input_shape, channels_last)
 
 
+@fake_of("conv2d_weight_gradient")
 def _empty_weight_gradient(
     grad_output: Tensor, argmax: Tensor | None, input: Tensor, weight_shape: list[int], *options: Any
 ) -> tuple[Tensor, Tensor]:
@@ -304,11 +307,6 @@ def _empty_weight_gradient(
     # the schema returns two tensors: without a bias, the second is empty
     grad_bias = input.new_empty(weight_shape[0] if bias else 0)
     return empty_image(input, weight_shape, channels_last), grad_bias
-
-
-implement("conv2d", _conv2d, fake=_empty_output)
-implement("conv2d_input_gradient", _conv2d_input_gradient, fake=_empty_input_gradient)
-implement("conv2d_weight_gradient", _conv2d_weight_gradient, fake=_empty_weight_gradient)
 
 
 def save_for_gradients(ctx: Any, input: Tensor, weight: Tensor, window: Sequence[Any], groups: int) -> None:
@@ -332,11 +330,14 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     input, weight, _, *window, groups = inputs
     save_for_gradients(ctx, input, weight, window, groups)
     needs_input, needs_weight, *_ = ctx.needs_input_grad
+    # the gradient of the weight reads the input, and the gradient of the input reads the weight
     ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None)
 
 
-def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+@backward_of("conv2d", setup_context=_setup_context)
+def _(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     input, weight = ctx.saved_tensors
+    # no gradient: stride, padding, dilation, groups
     return *gradients(ctx, grad_output, None, input, weight), *[None] * 4
 
 
@@ -364,6 +365,7 @@ def gradients(
         return _gradients_by_torch(
             grad_output,
             argmax,
+            # a tensor that was not saved is not read: its shape is enough
             input=grad_output.new_empty(ctx.input_shape) if input is None else input,
             weight=grad_output.new_empty(ctx.weight_shape) if weight is None else weight,
             window=ctx.window,
@@ -384,6 +386,7 @@ def gradients(
             grad_output, argmax, input, ctx.weight_shape, *options, needs_bias
         )
     elif needs_bias:
+        # the bias alone needs no product: it is a sum over images and pixels
         alive = grad_output
         if argmax is not None:
             alive = torch.where(argmax == window_argmax.KILLED, 0, grad_output)
@@ -407,17 +410,20 @@ def _input_gradient_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Ten
     ctx.save_for_backward(grad_output, argmax, weight)
 
 
-def _input_gradient_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+@backward_of("conv2d_input_gradient", setup_context=_input_gradient_setup_context)
+def _(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     grad_output, argmax, weight = ctx.saved_tensors
     needs_grad_output, _, needs_weight, *_ = ctx.needs_input_grad
     grad_grad_output = grad_weight = None
     if needs_grad_output:
         maps = torch.ops.lightconv.conv2d(grad, weight, None, *ctx.window_and_groups)
+        # the adjoint of un-pooling
         grad_grad_output = _read(maps, argmax, ctx.pool)
     if needs_weight:
         grad_weight, _ = torch.ops.lightconv.conv2d_weight_gradient(
             grad_output, argmax, grad, ctx.weight_shape, *ctx.window_and_groups, ctx.pool, ctx.channels_last, False
         )
+    # no gradient: argmax, and everything after the weight
     return grad_grad_output, None, grad_weight, *[None] * 7
 
 
@@ -427,11 +433,13 @@ def _weight_gradient_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tu
     ctx.save_for_backward(grad_output, argmax, input)
 
 
-def _weight_gradient_backward(ctx: Any, grad: Tensor, grad_bias: Tensor) -> tuple[Tensor | None, ...]:
+@backward_of("conv2d_weight_gradient", setup_context=_weight_gradient_setup_context)
+def _(ctx: Any, grad: Tensor, grad_bias: Tensor) -> tuple[Tensor | None, ...]:
     grad_output, argmax, input = ctx.saved_tensors
     needs_grad_output, _, needs_input, *_ = ctx.needs_input_grad
     grad_grad_output = grad_input = None
     if needs_grad_output:
+        # without a bias, the second output is the empty tensor of the schema
         bias = grad_bias if ctx.bias else None
         maps = torch.ops.lightconv.conv2d(input, grad, bias, *ctx.window_and_groups)
         grad_grad_output = _read(maps, argmax, ctx.pool)
@@ -439,26 +447,12 @@ def _weight_gradient_backward(ctx: Any, grad: Tensor, grad_bias: Tensor) -> tupl
         grad_input = torch.ops.lightconv.conv2d_input_gradient(
             grad_output, argmax, grad, ctx.input_shape, *ctx.window_and_groups, ctx.pool, ctx.channels_last
         )
+    # no gradient: argmax, and everything after the input
     return grad_grad_output, None, grad_input, *[None] * 8
 
 
 def _read(maps: Tensor, argmax: Tensor | None, pool: Pair) -> Tensor:
     return maps if argmax is None else window_argmax.read(maps, argmax, pool)
-
-
-register_autograd("lightconv::conv2d", _backward, setup_context=_setup_context, lib=LIBRARY)
-register_autograd(
-    "lightconv::conv2d_input_gradient",
-    _input_gradient_backward,
-    setup_context=_input_gradient_setup_context,
-    lib=LIBRARY,
-)
-register_autograd(
-    "lightconv::conv2d_weight_gradient",
-    _weight_gradient_backward,
-    setup_context=_weight_gradient_setup_context,
-    lib=LIBRARY,
-)
 
 
 def cast_for_autocast(device: str, *tensors: Tensor | None) -> list[Any]:

@@ -17,12 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import register_autograd
 
 from lightconv.kernels.window import Pair, Window
 from lightconv.operators import backend, conv2d, window_argmax
 from lightconv.operators.geometry import empty_image, in_format, is_channels_last, output_sizes
-from lightconv.operators.library import LIBRARY, implement
+from lightconv.operators.library import LIBRARY, backward_of, fake_of, implementation_of
 from lightconv.operators.triton_kernels import implicit_gemm
 
 NON_DECREASING: dict[str, Callable[[Tensor], Tensor]] = {
@@ -99,6 +98,7 @@ def dispatch(
 
 def _pooled_size(input: Tensor, weight: Tensor, window: Window, pool: Pair) -> Pair:
     height, width = output_sizes(input.shape[2:], weight.shape[2:], window)
+    # rows and columns beyond the last whole window are dropped
     return height // pool[0], width // pool[1]
 
 
@@ -107,6 +107,7 @@ def _keeps_argmax(activation: str, pool: Pair) -> bool:
     return activation == "relu" or tuple(pool) != (1, 1)
 
 
+@implementation_of("conv_block")
 def _conv_block(
     input: Tensor,
     weight: Tensor,
@@ -116,12 +117,14 @@ def _conv_block(
     activation: str,
     pool: Pair,
 ) -> tuple[Tensor, Tensor]:
-    pool = (pool[0], pool[1])  # the dispatcher passes a list
+    # the dispatcher passes a list, and a list equals no tuple
+    pool = (pool[0], pool[1])
     if operator_unsupported_reason(input, weight, bias, window, groups, activation, pool) is None:
         output, argmax = _empty_outputs(input, weight, bias, window, groups, activation, pool)
         outputs = (output, argmax) if _keeps_argmax(activation, pool) else (output,)
         implicit_gemm.forward(outputs, input, weight, bias, *window, groups, activation, pool, input.dtype)
         return output, argmax
+    # only in a direct call: lightconv.functional asks before it calls the operator
     channels_last = is_channels_last(input, weight)
     maps = torch.convolution(input, weight, bias, *window, False, (0, 0), groups)
     values, argmax = window_argmax.max_pool(maps, pool, relu=activation == "relu")
@@ -131,6 +134,7 @@ def _conv_block(
     return output, in_format(argmax, channels_last)
 
 
+@fake_of("conv_block")
 def _empty_outputs(
     input: Tensor,
     weight: Tensor,
@@ -140,6 +144,7 @@ def _empty_outputs(
     activation: str,
     pool: Pair,
 ) -> tuple[Tensor, Tensor]:
+    # (n, c, h, w) -> (n, k, oh // pool_h, ow // pool_w)
     shape = (input.shape[0], weight.shape[0], *_pooled_size(input, weight, window, pool))
     output = empty_image(input, shape, is_channels_last(input, weight))
     if not _keeps_argmax(activation, pool):
@@ -152,9 +157,6 @@ def _no_argmax(like: Tensor) -> Tensor:
     return like.new_empty(0, dtype=torch.uint8)
 
 
-implement("conv_block", _conv_block, fake=_empty_outputs)
-
-
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     input, weight, _, *window, groups, ctx.activation, ctx.pool = inputs
     result, argmax = output
@@ -162,6 +164,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     # argmax has no gradient: do not allocate zeros for it
     ctx.set_materialize_grads(False)
     needs_input, needs_weight, *_ = ctx.needs_input_grad
+    # the gradient of the weight reads the input, and the gradient of the input reads the weight
     ctx.save_for_backward(
         input if needs_weight else None,
         weight if needs_input else None,
@@ -170,14 +173,15 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     )
 
 
-def _backward(ctx: Any, grad_output: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+@backward_of("conv_block", setup_context=_setup_context)
+def _(ctx: Any, grad_output: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad_output is None:
         return (None,) * 9
     input, weight, argmax, result = ctx.saved_tensors
     if ctx.activation in _DERIVATIVES:
         grad_output = _DERIVATIVES[ctx.activation](grad_output, result)
+    # no gradient: stride, padding, dilation, groups, activation, pool
     return *conv2d.gradients(ctx, grad_output, argmax, input, weight, ctx.pool), *[None] * 6
 
 
-register_autograd("lightconv::conv_block", _backward, setup_context=_setup_context, lib=LIBRARY)
 conv2d.register_autocast("conv_block")

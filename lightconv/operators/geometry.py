@@ -25,6 +25,7 @@ def pair(value: int | Sequence[int]) -> Pair | None:
     assert isinstance(value, list | tuple)
     if len(value) not in {1, 2} or not all(map(is_integer, value)):
         return None
+    # one element stands for both directions
     return (value[0], value[-1])
 
 
@@ -49,6 +50,7 @@ def convolution_window(
             return Window(stride_pair, (0, 0), dilation_pair), (0, 0)
         if padding != "same" or stride_pair != (1, 1):
             return None
+        # an output as large as the image needs this many zeros on both sides together
         total_h = dilation_pair[0] * (weight.shape[2] - 1)
         total_w = dilation_pair[1] * (weight.shape[3] - 1)
         return Window(stride_pair, (total_h // 2, total_w // 2), dilation_pair), (total_h % 2, total_w % 2)

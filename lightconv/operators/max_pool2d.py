@@ -18,12 +18,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import register_autograd
 
 from lightconv.kernels.window import Pair, Window
 from lightconv.operators import backend
 from lightconv.operators.geometry import empty_image, in_format, is_channels_last, output_sizes
-from lightconv.operators.library import LIBRARY, implement
+from lightconv.operators.library import LIBRARY, backward_of, fake_of, implementation_of
 from lightconv.operators.triton_kernels import max_pooling
 
 MAX_POSITIONS = 255  # pixels of the largest window with a window argmax: one of the 256 bytes must name no pixel
@@ -62,20 +61,23 @@ def dispatch(input: Tensor, kernel_size: Pair, window: Window, ceil_mode: bool, 
     return backend.dispatch(call, (input,), kernel_size, *window, ceil_mode, indices)
 
 
+@implementation_of("max_pool2d")
 def _max_pool2d(
     input: Tensor, kernel_size: Pair, window: Window, ceil_mode: bool, return_indices: bool
 ) -> tuple[Tensor, Tensor]:
-    channels_last = is_channels_last(input)
+    # only in a direct call: lightconv.functional asks before it calls the operator
     if operator_unsupported_reason(input, kernel_size, window, ceil_mode) is not None:
         values, argmax = torch.ops.aten.max_pool2d_with_indices(input, kernel_size, *window, ceil_mode)
         if not return_indices:
             argmax = _window_argmax(argmax, input.shape[-1], kernel_size, window).to(torch.uint8)
+        channels_last = is_channels_last(input)
         return in_format(values, channels_last), in_format(argmax, channels_last)
     values, argmax = _empty_outputs(input, kernel_size, window, ceil_mode, return_indices)
-    max_pooling.forward((values, argmax), input, kernel_size, *window, channels_last)
+    max_pooling.forward((values, argmax), input, kernel_size, *window, is_channels_last(input))
     return values, argmax
 
 
+@implementation_of("max_pool2d_backward")
 def _max_pool2d_backward(
     grad_output: Tensor,
     argmax: Tensor,
@@ -93,21 +95,20 @@ def _max_pool2d_backward(
     return grad_input
 
 
+@fake_of("max_pool2d")
 def _empty_outputs(
     input: Tensor, kernel_size: Pair, window: Window, ceil_mode: bool, return_indices: bool
 ) -> tuple[Tensor, Tensor]:
+    # (n, c, h, w) -> (n, c, oh, ow)
     shape = (*input.shape[:2], *output_sizes(input.shape[2:], kernel_size, window, ceil_mode))
     values = empty_image(input, shape, is_channels_last(input))
     return values, torch.empty_like(values, dtype=torch.int64 if return_indices else torch.uint8)
 
 
-def _empty_grad_input(grad_output: Tensor, argmax: Tensor, input_shape: list[int], *options: Any) -> Tensor:
+@fake_of("max_pool2d_backward")
+def _(grad_output: Tensor, argmax: Tensor, input_shape: list[int], *options: Any) -> Tensor:
     *_, channels_last = options
     return empty_image(grad_output, input_shape, channels_last)
-
-
-implement("max_pool2d", _max_pool2d, fake=_empty_outputs)
-implement("max_pool2d_backward", _max_pool2d_backward, fake=_empty_grad_input)
 
 
 def _corners(argmax: Tensor, window: Window) -> tuple[Tensor, Tensor]:
@@ -116,6 +117,7 @@ def _corners(argmax: Tensor, window: Window) -> tuple[Tensor, Tensor]:
     Shape:
         top: (oh, 1); left: (ow,).
     """
+    # a window starts every `stride` pixels, counted from the padded image's corner
     rows, columns = argmax.shape[-2:]
     top = torch.arange(rows, device=argmax.device) * window.stride[0] - window.padding[0]
     left = torch.arange(columns, device=argmax.device) * window.stride[1] - window.padding[1]
@@ -141,6 +143,7 @@ def _plane_index(
     """
     height, width = input_shape[-2:]
     is_plane_index = argmax.dtype is not torch.uint8
+    # to positions first, since torch's index of a window without a pixel lies outside of the plane
     position = _window_argmax(argmax, width, kernel_size, window) if is_plane_index else argmax.long()
     top, left = _corners(argmax, window)
     h = top + position // kernel_size[1] * window.dilation[0]
@@ -180,7 +183,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.save_for_backward(argmax)
 
 
-def _backward(ctx: Any, grad_output: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+@backward_of("max_pool2d", setup_context=_setup_context)
+def _(ctx: Any, grad_output: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad_output is None:
         return (None,) * 7
     (argmax,) = ctx.saved_tensors
@@ -190,6 +194,7 @@ def _backward(ctx: Any, grad_output: Tensor | None, _: Tensor | None) -> tuple[T
         grad_input = _backward_by_torch(*arguments, ctx.window, ctx.ceil_mode)
     else:
         grad_input = torch.ops.lightconv.max_pool2d_backward(*arguments, *ctx.window, ctx.ceil_mode, ctx.channels_last)
+    # no gradient: everything after the input
     return grad_input, *[None] * 6
 
 
@@ -199,17 +204,13 @@ def _backward_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -
     ctx.save_for_backward(argmax)
 
 
-def _double_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+@backward_of("max_pool2d_backward", setup_context=_backward_setup_context)
+def _(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     (argmax,) = ctx.saved_tensors
     plane_index, inside = _plane_index(argmax, ctx.input_shape, ctx.kernel_size, ctx.window)
     # the gradient of "add at the indices" is "read at the indices"
     # (n, c, h, w) -> (n, c, h * w), read at (n, c, oh * ow) -> (n, c, oh, ow)
     planes = (*argmax.shape[:-2], -1)
     read = grad.reshape(planes).gather(-1, plane_index.reshape(planes)).view(plane_index.shape)
+    # no gradient: everything after grad_output
     return torch.where(inside, read, 0), *[None] * 8
-
-
-register_autograd("lightconv::max_pool2d", _backward, setup_context=_setup_context, lib=LIBRARY)
-register_autograd(
-    "lightconv::max_pool2d_backward", _double_backward, setup_context=_backward_setup_context, lib=LIBRARY
-)

@@ -1,12 +1,12 @@
-"""Random convolution blocks of small integers, and what it means that one kernel computes them right."""
+"""Random convolution blocks of small integers, and their comparison with torch's operators."""
 
 import random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from helpers.support import laid_out
+from helpers.support import in_layout
 from torch import Tensor
 
 import lightconv as lc
@@ -25,7 +25,7 @@ EXACT = {"identity", "relu"}
 
 
 class Block(NamedTuple):
-    """A call of conv_block, and the architecture whose tiles and loaders serve it."""
+    """Arguments of lightconv.functional.conv_block, and the architecture whose tiles and loaders serve the call."""
 
     input: Tensor
     weight: Tensor
@@ -38,19 +38,29 @@ class Block(NamedTuple):
     pool: tuple[int, int]
     architecture: str
 
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return input, weight and bias."""
+        return self.input, self.weight, self.bias
+
+    @property
+    def options(self) -> tuple[Any, ...]:
+        """Return the arguments after input, weight and bias."""
+        return self.stride, self.padding, self.dilation, self.groups, self.activation, self.pool
+
     def by_torch(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Convolution, activation, pooling; pooling first where rounding makes activations of a window equal."""
+        """Compute the block by torch; pool first if rounding makes activations of a window equal."""
         # contiguous: torch 2.14 crashes on some groups of one-pixel-wide images with a channels_last weight. In
         # float32, without oneDNN: on CPUs with matrix units its bfloat16 gives NaN also to pixels that do not see one
         wide = (None if t is None else t.contiguous().float() for t in (input, weight, bias))
         with torch.backends.mkldnn.flags(enabled=False):
-            maps = F.conv2d(*wide, *self[3:7]).to(input.dtype)
+            maps = F.conv2d(*wide, self.stride, self.padding, self.dilation, self.groups).to(input.dtype)
         activate = ACTIVATIONS[self.activation]
         result, after = F.max_pool2d(activate(maps), self.pool, return_indices=True)
         pooled, before = F.max_pool2d(maps, self.pool, return_indices=True)
         if self.activation in EXACT or torch.equal(before, after):
             return result
-        # in the last bit, torch's activations depend on where in memory a value lies
+        # in the last bit, torch's activations depend on a value's place in memory
         last_bit = torch.finfo(result.dtype).eps
         torch.testing.assert_close(activate(pooled), result, rtol=last_bit, atol=0, equal_nan=True)
         return activate(pooled)
@@ -73,9 +83,9 @@ def random_block(seed: int) -> Block:
         for k, d, p, q, s in zip(kernel, dilation, padding, pool, stride, strict=True)
     ]
     dtype = draw.choice(DTYPES)
-    x = laid_out(integers(number(1, 2), groups * channels, *image).to(dtype), draw.choice(LAYOUTS))
-    w = laid_out(integers(groups * filters, channels, *kernel).to(dtype), draw.choice(LAYOUTS))
-    b = laid_out(integers(1, 1, 1, groups * filters).to(dtype), draw.choice(LAYOUTS)).flatten()
+    x = in_layout(integers(number(1, 2), groups * channels, *image).to(dtype), draw.choice(LAYOUTS))
+    w = in_layout(integers(groups * filters, channels, *kernel).to(dtype), draw.choice(LAYOUTS))
+    b = in_layout(integers(1, 1, 1, groups * filters).to(dtype), draw.choice(LAYOUTS)).flatten()
     b = draw.choice([None, b, b[:1].expand_as(b)])
     if draw.random() < 0.2:
         x = x.clone(memory_format=torch.preserve_format)
@@ -92,16 +102,17 @@ def check(block: Block) -> bool:
     """Assert that the fused kernels equal convolution, activation and pooling by torch, values and gradients.
 
     Returns:
-        Whether gradients were compared: they are where all numbers are finite.
+        True if gradients were compared. They are compared only if all numbers are finite.
     """
-    tensors = [None if t is None else t.detach().requires_grad_() for t in block[:3]]
+    tensors = [None if t is None else t.detach().requires_grad_() for t in block.tensors]
     needed = [t for t in tensors if t is not None]
     expected = block.by_torch(*tensors)
     cotangent = torch.randint(-2, 3, expected.shape).to(expected.dtype)
     with lc.use_backend("triton"), mock.patch.object(launch, "INTERPRETED_AS", block.architecture):
-        window = Window(*block[3:6])
-        assert operator.operator_unsupported_reason(*tensors, window, *block[6:9]) is None or depthwise(block)
-        actual = lc.functional.conv_block(*tensors, *block[3:9])
+        window = Window(block.stride, block.padding, block.dilation)
+        reason = operator.operator_unsupported_reason(*tensors, window, block.groups, block.activation, block.pool)
+        assert reason is None or is_depthwise(block)
+        actual = lc.functional.conv_block(*tensors, *block.options)
         gradients = torch.autograd.grad(actual, needed, cotangent)
     assert_close(actual, expected, exactly=block.activation in EXACT)
     last = is_channels_last(*tensors[:2])
@@ -114,9 +125,9 @@ def check(block: Block) -> bool:
 
 
 def assert_close(actual: Tensor, expected: Tensor, exactly: bool) -> None:
-    """Equal, or as near as sums of rounded products in another order come.
+    """Assert equality, up to the rounding of sums in another order unless exactly.
 
-    Not nearer than to 1: where tanh and sigmoid saturate, their derivatives are all rounding.
+    The tolerance is at least that of values around 1: if tanh and sigmoid saturate, their derivatives are all rounding.
     """
     finite = expected[expected.isfinite()].abs()
     tolerance = 0 if exactly else 16 * torch.finfo(expected.dtype).eps
@@ -125,9 +136,9 @@ def assert_close(actual: Tensor, expected: Tensor, exactly: bool) -> None:
 
 
 def moving_strides(tensor: Tensor) -> list[int]:
-    """The strides that say where elements are: those along more than one element."""
+    """Return the strides along dimensions of more than one element: the others place no element."""
     return [stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
 
 
-def depthwise(block: Block) -> bool:
+def is_depthwise(block: Block) -> bool:
     return block.groups > 1 and block.weight.shape[1] == 1

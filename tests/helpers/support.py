@@ -1,9 +1,9 @@
-"""What several tests share: PyTorch's own samples, and what it means to equal torch."""
+"""Helpers of several tests: PyTorch's own samples, layouts in memory, and equality with torch."""
 
 from collections.abc import Callable
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from beartype import BeartypeConf, beartype
@@ -12,34 +12,23 @@ from torch.testing._internal.common_methods_invocations import op_db
 
 import lightconv as lc
 
-# importing PyTorch's samples forbids to set torch.backends.cudnn.benchmark, which users may
+# importing PyTorch's samples forbids to set torch.backends.cudnn.benchmark, but users may set it
 torch.backends.disable_global_flags.__globals__["__allow_nonbracketed_mutation_flag"] = True
 
-_beartype = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, as everywhere in Python
-
-
-def checked(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Check annotations at run time, except for `Literal`: an unknown choice raises lightconv's own InputError."""
-    function.__annotations__ = {name: _without_literals(hint) for name, hint in function.__annotations__.items()}
-    return _beartype(function)
-
-
-def _without_literals(hint: Any) -> Any:
-    """Replace a `Literal`, alone or in a union, by the types of its values."""
-    if get_origin(hint) is Literal:
-        return Union[tuple(type(value) for value in get_args(hint))]  # noqa: UP007
-    if get_origin(hint) in {Union, UnionType}:
-        return Union[tuple(_without_literals(part) for part in get_args(hint))]  # noqa: UP007
-    return hint
+check_types = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, as everywhere in Python
 
 
 def opinfo(name: str) -> Any:
-    """PyTorch's own record of one operator, with its samples and error inputs."""
-    return next(op for op in op_db if op.name == f"nn.functional.{name}")
+    """Return PyTorch's own record of an operator, with its samples and error inputs."""
+    (record,) = [op for op in op_db if op.name == f"nn.functional.{name}"]
+    return record
 
 
-def with_integers(value: Any) -> Any:
-    """The same tensor (shape, strides, dtype) filled with -3..3, whose products and sums are exact in any dtype."""
+def fill_with_integers(value: Any) -> Any:
+    """Return a tensor of the same shape, strides and dtype, filled with -3..3: its products and sums are exact.
+
+    Anything but a tensor is returned unchanged.
+    """
     if not isinstance(value, Tensor):
         return value
     result = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
@@ -47,8 +36,8 @@ def with_integers(value: Any) -> Any:
     return result.requires_grad_(value.requires_grad)
 
 
-def laid_out(tensor: Tensor, layout: str) -> Tensor:
-    """The same values in another arrangement in memory (one image repeated, for "expanded")."""
+def in_layout(tensor: Tensor, layout: str) -> Tensor:
+    """Return the same values in another layout in memory; for "expanded", one image repeated."""
     if layout == "channels_last":
         return tensor.contiguous(memory_format=torch.channels_last)
     if layout == "sliced":
@@ -58,13 +47,13 @@ def laid_out(tensor: Tensor, layout: str) -> Tensor:
     return tensor
 
 
-def leaves(args: Any) -> list[Tensor]:
-    """The arguments that want a gradient."""
-    return [a for a in args if isinstance(a, Tensor) and a.requires_grad]
+def leaves(arguments: Any) -> list[Tensor]:
+    """Return the arguments that need a gradient."""
+    return [value for value in arguments if isinstance(value, Tensor) and value.requires_grad]
 
 
 def assert_same(actual: Any, expected: Any, exactly: bool = False) -> None:
-    """Equal values, dtype, shape and strides, of one tensor or a tuple of them."""
+    """Assert equal values, dtype, shape and strides of a tensor, or of each tensor of a tuple."""
     if isinstance(expected, tuple):
         assert len(actual) == len(expected)
         for a, e in zip(actual, expected, strict=True):
@@ -75,7 +64,7 @@ def assert_same(actual: Any, expected: Any, exactly: bool = False) -> None:
 
 
 def assert_same_gradients(actual: Any, expected: Any, inputs: list[Tensor], exactly: bool = False) -> None:
-    """Equal gradients of the first output for a random small-integer cotangent."""
+    """Assert equal gradients of the first output for a random cotangent of small integers."""
     actual, expected = (out[0] if isinstance(out, tuple) else out for out in (actual, expected))
     cotangent = torch.randint(-2, 3, expected.shape, device=expected.device).to(expected.dtype)
     tolerance = {"rtol": 0, "atol": 0} if exactly else {}
@@ -88,7 +77,7 @@ def assert_same_gradients(actual: Any, expected: Any, inputs: list[Tensor], exac
 
 
 def error_of(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[type[Exception], str] | None:
-    """What a call raises, and in what words."""
+    """Return the type and the message of the exception that a call raises, or None."""
     try:
         function(*args, **kwargs)
     except Exception as error:
@@ -96,8 +85,34 @@ def error_of(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[t
     return None
 
 
-def ours_and_torchs(name: str, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-    """The same call by lightconv's kernel and by torch."""
+def call_both(name: str, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+    """Call a function by lightconv's kernel and by torch, and return both results."""
     with lc.use_backend("triton"):
         ours = getattr(lc.functional, name)(*args, **kwargs)
     return ours, getattr(torch.nn.functional, name)(*args, **kwargs)
+
+
+def record_calls(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[tuple[Any, ...]]:
+    """Replace a function by one that records its positional arguments, and return the growing list of them."""
+    calls = []
+    function = getattr(owner, name)
+
+    def record(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, record)
+    return calls
+
+
+def call_and_record_saved(function: Callable[[], Any]) -> tuple[Any, list[Tensor]]:
+    """Call a function, and return its result and the tensors that autograd saves for backward."""
+    saved = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = function()
+    return result, saved

@@ -204,7 +204,12 @@ def wanting_gradients(arguments: tuple[Any, ...]) -> list[Any]:
     return [a.detach().requires_grad_() if isinstance(a, torch.Tensor) else a for a in arguments]
 
 
-BLOCKS = st.integers(0, 2**20).map(lambda seed: wanting_gradients(random_block(seed)[:9]))
+def block_arguments(seed: int) -> list[Any]:
+    block = random_block(seed)
+    return wanting_gradients((*block.tensors, *block.options))
+
+
+BLOCKS = st.integers(0, 2**20).map(block_arguments)
 CALLS = {  # a function of lightconv.functional, its arguments, and the architecture whose loaders serve them
     "any conv2d": ("conv2d", ANY, "sm_80"),
     "depthwise conv2d": ("conv2d", DEPTHWISES, "sm_80"),

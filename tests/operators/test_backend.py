@@ -1,4 +1,5 @@
 import contextlib
+import itertools
 import os
 import subprocess
 import sys
@@ -11,13 +12,14 @@ from lightconv.operators import backend
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a process without the interpreter of this one."""
     clean = {k: v for k, v in os.environ.items() if k not in {"TRITON_INTERPRET", "LIGHTCONV_BACKEND"}}
     return subprocess.run(
         [sys.executable, "-c", code], env=clean | environment, capture_output=True, text=True, check=False
     )
 
 
-def test_an_unknown_backend_lists_the_known_ones():
+def test_unknown_backend():
     with (
         pytest.raises(ValueError, match="unknown backend 'cudnn': choose one of auto, reference, triton"),
         lc.use_backend("cudnn"),
@@ -25,7 +27,7 @@ def test_an_unknown_backend_lists_the_known_ones():
         pass
 
 
-def test_the_previous_backend_comes_back_also_after_an_error():
+def test_previous_backend_returns_after_an_error():
     with contextlib.suppress(KeyError), lc.use_backend("triton"):
         assert backend.wants_kernels("cpu")
         with lc.use_backend("reference"):
@@ -35,12 +37,12 @@ def test_the_previous_backend_comes_back_also_after_an_error():
     assert not backend.wants_kernels("cpu")
 
 
-def test_a_function_can_be_decorated():
+def test_decorated_function():
     assert lc.use_backend("triton")(backend.wants_kernels)("cpu")
     assert not backend.wants_kernels("cpu")
 
 
-def test_the_environment_sets_the_default():
+def test_default_from_the_environment():
     code = "import lightconv; print(lightconv.operators.backend.wants_kernels('cpu'))"
     assert python(code, LIGHTCONV_BACKEND="triton").stdout.strip() == "True"
     assert python(code).stdout.strip() == "False"
@@ -48,7 +50,7 @@ def test_the_environment_sets_the_default():
     assert "InputError: LIGHTCONV_BACKEND: unknown backend 'fast': choose one of auto" in mistaken
 
 
-def test_a_cpu_without_the_interpreter_is_served_by_torch():
+def test_torch_serves_a_cpu_without_the_interpreter():
     code = """
 import torch, lightconv as lc
 x, w = torch.randn(1, 1, 4, 4), torch.randn(1, 1, 3, 3)
@@ -60,7 +62,7 @@ with lc.use_backend("triton"):
     assert "kernels need a GPU" in result.stdout, result.stderr
 
 
-def test_works_where_triton_is_not_installed():
+def test_without_triton():
     code = """
 import sys, importlib.util
 find = importlib.util.find_spec
@@ -83,33 +85,31 @@ except ValueError as error:
     assert "cannot measure them here: Triton is not installed" in result.stdout
 
 
-def test_the_operators_load_without_lightning():
+def test_operators_load_without_lightning():
     result = python("import sys, lightconv; print('lightning' in sys.modules)")
     assert result.stdout.strip() == "False", result.stderr
 
 
-def test_sparse_and_mixed_tensors_are_not_for_kernels(kernels):
+def test_sparse_and_mixed_tensors_are_unsupported(kernels):
     dense = torch.ones(1, 1, 4, 4)
     assert "layout torch.sparse_coo" in backend.tensor_unsupported_reason(dense, dense.to_sparse())
     assert "differ in device or dtype" in backend.tensor_unsupported_reason(dense, dense.half())
 
 
-def test_every_rule_applies_to_some_call_and_every_call_has_a_rule():
+def test_every_rule_is_first_for_some_call():
+    operators = ("conv2d", "conv_block", "max_pool2d", *backend.GRADIENTS)
+    sizes = (1, 2**20)
+    products = (25, 4608)
+    flags = itertools.product((False, True), repeat=4)
     calls = [
-        backend.Call(operator, elements, terms, depthwise, last, pooled, indices)
-        for operator in ("conv2d", "conv_block", "max_pool2d", *backend.GRADIENTS)
-        for elements in (1, 2**20)
-        for terms in (25, 4608)
-        for depthwise in (False, True)
-        for last in (False, True)
-        for pooled in (False, True)
-        for indices in (False, True)
+        backend.Call(operator, size, count, *options)
+        for operator, size, count, options in itertools.product(operators, sizes, products, flags)
     ]
     first = [next(rule for rule in backend.RULES if rule.applies(call)) for call in calls]
     assert set(first) == set(backend.RULES)
 
 
-def test_auto_asks_for_kernels_on_a_gpu_only():
+def test_auto_wants_kernels_on_a_gpu_only():
     assert backend.wants_kernels("cuda")
     assert not backend.wants_kernels("cpu")
     assert not backend.wants_kernels("meta")

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -6,15 +7,18 @@ import torch.nn.functional as F
 from helpers.support import (
     assert_same,
     assert_same_gradients,
+    call_and_record_saved,
+    call_both,
     error_of,
-    laid_out,
+    fill_with_integers,
+    in_layout,
     leaves,
     opinfo,
-    ours_and_torchs,
-    with_integers,
+    record_calls,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 import lightconv as lc
 from lightconv.kernels.window import Window
@@ -28,23 +32,23 @@ def samples(device: str, dtype: torch.dtype = torch.float32):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_equals_torch_on_pytorchs_samples(device, dtype):
+def test_pytorchs_samples(device, dtype):
     for sample in samples(device, dtype):
-        ours, torchs = ours_and_torchs("conv2d", sample.input, *sample.args, **sample.kwargs)
+        ours, torchs = call_both("conv2d", sample.input, *sample.args, **sample.kwargs)
         assert_same(ours, torchs)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_is_exact_on_small_integers(device, dtype):
+def test_exact_on_small_integers(device, dtype):
     for sample in samples(device, dtype):
-        args = [with_integers(a) for a in (sample.input, *sample.args)]
-        kwargs = {k: with_integers(v) for k, v in sample.kwargs.items()}
-        ours, torchs = ours_and_torchs("conv2d", *args, **kwargs)
+        args = [fill_with_integers(a) for a in (sample.input, *sample.args)]
+        kwargs = {k: fill_with_integers(v) for k, v in sample.kwargs.items()}
+        ours, torchs = call_both("conv2d", *args, **kwargs)
         assert_same(ours, torchs, exactly=True)
         assert_same_gradients(ours, torchs, leaves([*args, *kwargs.values()]), exactly=True)
 
 
-def test_refuses_what_torch_refuses_in_torchs_words(device, kernels):
+def test_pytorchs_error_inputs(device, kernels):
     errors = list(opinfo("conv2d").error_inputs(device))
     assert len(errors) == 10
     for error in errors:
@@ -78,7 +82,7 @@ def test_refuses_what_torch_refuses_in_torchs_words(device, kernels):
     ],
     ids=lambda a: "-".join(f"{k}={v if not isinstance(v, torch.Tensor) else tuple(v.shape)}" for k, v in a.items()),
 )
-def test_words_bad_arguments_as_torch_does(arguments, kernels):
+def test_bad_arguments(arguments, kernels):
     defaults = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
     call = {"input": torch.zeros(2, 3, 6, 6), "weight": torch.zeros(4, 3, 2, 2)} | defaults | arguments
     expected = error_of(F.conv2d, *call.values())
@@ -86,9 +90,29 @@ def test_words_bad_arguments_as_torch_does(arguments, kernels):
     assert error_of(lc.functional.conv2d, *call.values()) == expected
 
 
+class Convolution(NamedTuple):
+    """Arguments of lightconv.functional.conv2d, and of the operator."""
+
+    input: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+
+    def detached(self) -> "Convolution":
+        """Return the same call with leaf tensors that need a gradient."""
+        input, weight, bias = (
+            None if tensor is None else tensor.detach().requires_grad_()
+            for tensor in (self.input, self.weight, self.bias)
+        )
+        return self._replace(input=input, weight=weight, bias=bias)
+
+
 @st.composite
 def convolutions(draw):
-    """A random convolution of small integers: geometry, dtype and memory formats."""
+    """Draw a convolution of small integers: geometry, dtype and memory formats."""
     number = lambda low, high: draw(st.integers(low, high))  # noqa: E731
     groups = number(1, 3)
     channels, filters = number(1, 4), number(1, 4)
@@ -99,27 +123,25 @@ def convolutions(draw):
     dtype = draw(st.sampled_from(DTYPES))
     layouts = st.sampled_from(["contiguous", "channels_last", "sliced", "expanded"])
     torch.manual_seed(number(0, 2**31))
-    x = laid_out(torch.randint(-3, 4, (number(1, 3), groups * channels, *image)).to(dtype), draw(layouts))
-    w = laid_out(torch.randint(-3, 4, (groups * filters, channels, *kernel)).to(dtype), draw(layouts))
-    b = laid_out(torch.randint(-3, 4, (1, 1, 1, groups * filters)).to(dtype), draw(layouts)).flatten()
+    x = in_layout(torch.randint(-3, 4, (number(1, 3), groups * channels, *image)).to(dtype), draw(layouts))
+    w = in_layout(torch.randint(-3, 4, (groups * filters, channels, *kernel)).to(dtype), draw(layouts))
+    b = in_layout(torch.randint(-3, 4, (1, 1, 1, groups * filters)).to(dtype), draw(layouts)).flatten()
     b = draw(st.sampled_from([None, b, b[:1].expand_as(b)]))
-    return x, w, b, (number(1, 3), number(1, 3)), padding, dilation, groups
+    return Convolution(x, w, b, (number(1, 3), number(1, 3)), padding, dilation, groups)
 
 
 @given(convolutions())
 @settings(max_examples=100, deadline=None, derandomize=True)
-def test_is_exact_on_random_geometry(call):
-    x, w, b, *window = call
-    x, w = x.detach().requires_grad_(), w.detach().requires_grad_()
-    b = None if b is None else b.detach().requires_grad_()
-    ours, torchs = ours_and_torchs("conv2d", x, w, b, *window)
+def test_exact_on_random_geometry(convolution):
+    call = convolution.detached()
+    ours, torchs = call_both("conv2d", *call)
     assert_same(ours, torchs, exactly=True)
-    assert_same_gradients(ours, torchs, leaves([x, w, b]), exactly=True)
+    assert_same_gradients(ours, torchs, leaves(call), exactly=True)
 
 
 @pytest.mark.parametrize("padding", [0, "same"])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_gradients_agree_with_float64(device, kernels, padding, channels_last):
+def test_gradients_in_float64(device, kernels, padding, channels_last):
     torch.manual_seed(0)
     exact = [torch.randn(s, dtype=torch.float64, device=device) for s in [(4, 6, 11, 9), (8, 3, 4, 3), (8,)]]
     cotangent = None
@@ -136,32 +158,24 @@ def test_gradients_agree_with_float64(device, kernels, padding, channels_last):
 
 
 @pytest.mark.parametrize("needed", [(True, False, False), (False, True, False), (False, False, True)])
-def test_computes_only_the_gradients_asked_for(device, kernels, needed, monkeypatch):
-    called = []
-    for name in ("input_gradient", "weight_gradient"):
-        module = operator.implicit_gemm if name == "input_gradient" else operator.weight_gradient
-        real = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *a, name=name, real=real: (called.append(name), real(*a)))
+def test_only_needed_gradients_are_computed(device, kernels, needed, monkeypatch):
+    input_gradients = record_calls(monkeypatch, operator.implicit_gemm, "input_gradient")
+    weight_gradients = record_calls(monkeypatch, operator.weight_gradient, "weight_gradient")
     tensors = [torch.randn(s, device=device) for s in [(2, 3, 6, 6), (4, 3, 3, 3), (4,)]]
     for tensor, need in zip(tensors, needed, strict=True):
         tensor.requires_grad_(need)
     lc.functional.conv2d(*tensors).sum().backward()
     assert [t.grad is not None for t in tensors] == list(needed)
-    assert called == ["input_gradient"] * needed[0] + ["weight_gradient"] * needed[1]
+    assert (len(input_gradients), len(weight_gradients)) == (needed[0], needed[1])
 
 
-def test_saves_only_what_backward_needs(kernels):
-    x, w = (
-        torch.randn(2, 3, 6, 6, requires_grad=True),
-        torch.randn(4, 3, 3, 3),
-    )  # a frozen filter: x is not needed
-    saved = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: (saved.append(t), t)[1], lambda t: t):
-        lc.functional.conv2d(x, w)
-    assert [t.shape for t in saved] == [w.shape]
+def test_frozen_filters_save_no_images(kernels):
+    x, w = torch.randn(2, 3, 6, 6, requires_grad=True), torch.randn(4, 3, 3, 3)
+    _, saved = call_and_record_saved(lambda: lc.functional.conv2d(x, w))
+    assert [tensor.shape for tensor in saved] == [w.shape]
 
 
-def test_nan_and_infinity_spread_as_in_torch(device, kernels):
+def test_nan_and_infinity(device, kernels):
     x = torch.ones(1, 1, 5, 5, device=device)
     x[0, 0, 1, 1], x[0, 0, 3, 3] = float("nan"), float("inf")
     w = torch.ones(1, 1, 2, 2, device=device)
@@ -170,7 +184,7 @@ def test_nan_and_infinity_spread_as_in_torch(device, kernels):
 
 def test_empty_batch(kernels):
     x, w = torch.randn(0, 3, 6, 6, requires_grad=True), torch.randn(4, 3, 3, 3, requires_grad=True)
-    ours, torchs = ours_and_torchs("conv2d", x, w)
+    ours, torchs = call_both("conv2d", x, w)
     assert_same(ours, torchs)
     assert_same_gradients(ours, torchs, [x, w])
 
@@ -182,30 +196,33 @@ def test_other_dtypes_go_to_torch(kernels, dtype):
     assert_same(lc.functional.conv2d(x, w), F.conv2d(x, w))
 
 
-def operator_calls() -> list[tuple]:
+def operator_calls() -> list[Convolution]:
     x, w, b = torch.randn(2, 4, 7, 6), torch.randn(6, 2, 3, 2), torch.randn(6)
-    nhwc = x.contiguous(memory_format=torch.channels_last)
-    window = [(2, 1), (1, 0), (1, 2), 2]
-    double = (x.double(), w.double(), b.double(), *window)
-    return [(x, w, b, *window), (nhwc, w, None, *window), double, (x[:0], w, b, *window)]
+    call = Convolution(x, w, b, stride=(2, 1), padding=(1, 0), dilation=(1, 2), groups=2)
+    return [
+        call,
+        call._replace(input=x.contiguous(memory_format=torch.channels_last), bias=None),
+        call._replace(input=x.double(), weight=w.double(), bias=b.double()),
+        call._replace(input=x[:0]),
+    ]
 
 
 @pytest.mark.parametrize("call", operator_calls())
 def test_opcheck(call):
-    tensors = [t.clone(memory_format=torch.preserve_format).requires_grad_() for t in call if torch.is_tensor(t)]
-    bias = tensors[2:] or [None]
-    torch.library.opcheck(torch.ops.lightconv.conv2d.default, (*tensors[:2], *bias, *call[3:]))
-    window = call[3:]
+    call = call.detached()
+    torch.library.opcheck(torch.ops.lightconv.conv2d.default, tuple(call))
+    window = (call.stride, call.padding, call.dilation, call.groups)
     output = torch.ops.lightconv.conv2d(*call).detach()
-    last = output.stride(1) == 1
+    channels_last = output.stride(1) == 1
+    options = (*window, (1, 1), channels_last)
     torch.library.opcheck(
         torch.ops.lightconv.conv2d_input_gradient.default,
-        (output.requires_grad_(), None, tensors[1], list(call[0].shape), *window, (1, 1), last),
+        (output.requires_grad_(), None, call.weight, list(call.input.shape), *options),
     )
-    for bias_wanted in (True, False):
+    for bias in (True, False):
         torch.library.opcheck(
             torch.ops.lightconv.conv2d_weight_gradient.default,
-            (output, None, tensors[0], list(call[1].shape), *window, (1, 1), last, bias_wanted),
+            (output, None, call.input, list(call.weight.shape), *options, bias),
         )
 
 
@@ -231,7 +248,7 @@ def test_second_derivatives_by_the_kernels(device, kernels):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_lowers_as_torch_does(device, kernels, dtype):
+def test_autocast(device, kernels, dtype):
     x, w, b = (torch.randn(s, device=device) for s in [(2, 3, 6, 6), (4, 3, 3, 3), (4,)])
     with torch.autocast(device, dtype):
         assert lc.functional.conv2d(x, w, b).dtype is dtype
@@ -239,17 +256,15 @@ def test_autocast_lowers_as_torch_does(device, kernels, dtype):
         assert_same(lc.functional.conv2d(x, w, b), F.conv2d(x, w, b))
 
 
-def test_the_second_layer_under_autocast_is_served_by_a_kernel_too(kernels, monkeypatch):
-    launched = []
-    real = operator.implicit_gemm.forward
-    monkeypatch.setattr(operator.implicit_gemm, "forward", lambda *a: (launched.append(a[1].dtype), real(*a)))
+def test_autocast_of_two_layers(kernels, monkeypatch):
+    launched = record_calls(monkeypatch, operator.implicit_gemm, "forward")
     x, w = torch.randn(1, 3, 6, 6), torch.randn(3, 3, 3, 3)
     with torch.autocast("cpu", torch.bfloat16):
         lc.functional.conv2d(lc.functional.conv2d(x, w), w)
-    assert launched == [torch.bfloat16] * 2
+    assert [images.dtype for _, images, *_ in launched] == [torch.bfloat16] * 2
 
 
-def test_weights_are_trained_in_float32_under_autocast(kernels):
+def test_autocast_gradients_are_float32(kernels):
     weight = torch.randn(4, 3, 3, 3, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
         lc.functional.conv2d(torch.randn(2, 3, 6, 6), weight).sum().backward()
@@ -257,7 +272,7 @@ def test_weights_are_trained_in_float32_under_autocast(kernels):
 
 
 @pytest.mark.parametrize("name", ["triton", "auto"])
-def test_compiles_without_a_graph_break(name):
+def test_torch_compile(name):
     def step(x, w):
         return torch.autograd.grad(lc.functional.conv2d(x, w, padding=1).square().sum(), (x, w))
 
@@ -272,7 +287,7 @@ def test_compiles_without_a_graph_break(name):
 
 
 @pytest.mark.parametrize("name", ["triton", "auto"])
-def test_exports(name):
+def test_torch_export(name):
     x, model = torch.randn(2, 3, 6, 6), lc.nn.Conv2d(3, 4, 3).eval()
     with lc.use_backend(name):
         program = torch.export.export(model, (x,))
@@ -294,7 +309,7 @@ def test_reaches_beyond_32_bits(kernels):
     assert str(operator.implicit_gemm.index_type(x)) == "int64"
 
 
-def test_forward_mode_and_torch_func_agree_with_torch(kernels):
+def test_forward_mode_and_torch_func(kernels):
     x, w = torch.randn(2, 3, 6, 6), torch.randn(4, 3, 3, 3)
     for ours, torchs in (
         (lambda w: lc.functional.conv2d(x, w), lambda w: F.conv2d(x, w)),
@@ -311,7 +326,7 @@ def test_forward_mode_and_torch_func_agree_with_torch(kernels):
 
 
 @pytest.mark.parametrize("name", ["auto", "triton"])
-def test_unusual_arguments_are_taken_or_refused_as_torch_does(name):
+def test_unusual_arguments(name):
     x, w = torch.randn(1, 3, 6, 6), torch.randn(4, 3, 3, 3)
     for change in (
         {"padding": True}, {"padding": range(1, 3)}, {"padding": torch.Size([1, 1])}, {"groups": True}, {"groups": 1.0},
@@ -336,9 +351,9 @@ def test_same_bits_twice(device, kernels):
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-def test_a_stride_beyond_the_image_launches_no_empty_phases(device, kernels, groups):
+def test_stride_larger_than_image(device, kernels, groups):
     x = torch.randint(-3, 4, (2, 2, 3, 2), device=device).float().requires_grad_()
     w = torch.randint(-3, 4, (4, 2 // groups, 2, 1), device=device).float()
-    ours, torchs = ours_and_torchs("conv2d", x, w, stride=(50_000, 50_000), groups=groups)
+    ours, torchs = call_both("conv2d", x, w, stride=(50_000, 50_000), groups=groups)
     assert_same(ours, torchs, exactly=True)
     assert_same_gradients(ours, torchs, [x], exactly=True)

@@ -1,8 +1,11 @@
+from typing import NamedTuple
+
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers.blocks import check, random_block
-from helpers.support import assert_same, assert_same_gradients, leaves
+from helpers.support import assert_same, assert_same_gradients, call_and_record_saved, leaves, record_calls
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lightconv as lc
@@ -15,18 +18,21 @@ from lightconv.operators import window_argmax
 
 CASES, CHUNKS = 2000, 40
 NAN, INF = float("nan"), float("inf")
-WINDOW = [(1, 1), (1, 1), (1, 1), 1]
 
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_equals_its_parts_on_random_geometry(chunk):
+def test_random_geometry(chunk):
     compared = [check(random_block(seed)) for seed in range(chunk, CASES, CHUNKS)]
     assert sum(compared) > len(compared) / 2, "gradients were hardly compared"
 
 
 def parts(x, w, b, activation, pool, **options):
     return F.max_pool2d(ACTIVATIONS[activation](F.conv2d(x, w, b, **options)), pool)
+
+
+def window(stride=(1, 1), padding=(0, 0), dilation=(1, 1)):
+    return Window(stride, padding, dilation)
 
 
 def integers(*shape, device="cpu", dtype=torch.float32):
@@ -36,7 +42,7 @@ def integers(*shape, device="cpu", dtype=torch.float32):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("pool", [2, (3, 2)])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_is_exact_on_small_integers(device, kernels, dtype, pool, channels_last):
+def test_exact_on_small_integers(device, kernels, dtype, pool, channels_last):
     torch.manual_seed(0)
     x, w, b = (integers(*s, device=device, dtype=dtype) for s in [(2, 16, 13, 12), (24, 16, 3, 3), (24,)])
     if channels_last:
@@ -49,7 +55,7 @@ def test_is_exact_on_small_integers(device, kernels, dtype, pool, channels_last)
 
 @pytest.mark.parametrize("activation", operator.NON_DECREASING)
 @pytest.mark.parametrize(
-    "window",
+    "pixels",
     [
         [1, 1, 1, 1],
         [0, -1, -2, -3],
@@ -59,8 +65,8 @@ def test_is_exact_on_small_integers(device, kernels, dtype, pool, channels_last)
         [-INF, -1, INF, INF],
     ],
 )
-def test_ties_nan_and_infinities(device, kernels, activation, window):
-    x = torch.tensor(window, dtype=torch.float32, device=device).view(1, 1, 2, 2).requires_grad_()
+def test_ties_nan_and_infinities(device, kernels, activation, pixels):
+    x = torch.tensor(pixels, dtype=torch.float32, device=device).view(1, 1, 2, 2).requires_grad_()
     w = torch.ones(1, 1, 1, 1, device=device)
     ours = lc.functional.conv_block(x, w, activation=activation, pool=2)
     torch.testing.assert_close(ours, parts(x, w, None, activation, 2), equal_nan=True)
@@ -68,8 +74,8 @@ def test_ties_nan_and_infinities(device, kernels, activation, window):
     assert_same_gradients(ours, ACTIVATIONS[activation](F.max_pool2d(F.conv2d(x, w), 2)), [x])
 
 
-class Called(TorchDispatchMode):
-    """Notes lightconv's operators as they are called."""
+class OperatorNames(TorchDispatchMode):
+    """Recorder of the names of lightconv's operators, in the order of their calls."""
 
     def __init__(self):
         super().__init__()
@@ -81,9 +87,9 @@ class Called(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_one_operator_computes_the_block(kernels):
+def test_operators_called(kernels):
     x, w, b = integers(2, 3, 8, 8), integers(4, 3, 3, 3), integers(4)
-    with Called() as called:
+    with OperatorNames() as called:
         lc.functional.conv_block(x, w, b, pool=2).sum().backward()
     assert called.names == ["conv_block", "conv2d_input_gradient", "conv2d_weight_gradient"]
 
@@ -91,15 +97,15 @@ def test_one_operator_computes_the_block(kernels):
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
 @pytest.mark.parametrize("pool", [1, 2, (3, 2)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # by the kernels, by torch
-def test_of_many_channels_the_gradient_is_expanded_once(device, kernels, dtype, activation, pool):
+def test_many_channels_unpool_the_gradient_once(device, kernels, dtype, activation, pool):
     torch.manual_seed(0)
     x, w, b = (integers(*s, device=device, dtype=dtype) for s in [(2, 16, 9, 8), (8, 16, 3, 3), (8,)])
-    window, pair = [(1, 1), (1, 1), (1, 1), 1], pool if isinstance(pool, tuple) else (pool, pool)
-    ours, _ = torch.ops.lightconv.conv_block(x, w, b, *window, activation, pair)
-    with Called() as called:
+    pool_size = pool if isinstance(pool, tuple) else (pool, pool)
+    ours, _ = torch.ops.lightconv.conv_block(x, w, b, *window(padding=(1, 1)), 1, activation, pool_size)
+    with OperatorNames() as called:
         gradients = torch.autograd.grad(ours, [x, w, b], torch.ones_like(ours))
-    written = [] if (activation, pool) == ("tanh", 1) else ["max_pool2d_backward"]
-    assert called.names == [*written, "conv2d_input_gradient", "conv2d_weight_gradient"]
+    unpooled = [] if (activation, pool) == ("tanh", 1) else ["max_pool2d_backward"]
+    assert called.names == [*unpooled, "conv2d_input_gradient", "conv2d_weight_gradient"]
     pooled = F.max_pool2d(F.conv2d(x, w, b, padding=1), pool)
     expected = torch.autograd.grad(ACTIVATIONS[activation](pooled), [x, w, b], torch.ones_like(ours))
     for gradient, torchs in zip(gradients, expected, strict=True):
@@ -108,14 +114,21 @@ def test_of_many_channels_the_gradient_is_expanded_once(device, kernels, dtype, 
 
 @pytest.mark.compile
 @pytest.mark.parametrize(("channels", "fused"), [(6, True), (16, False)])
-def test_auto_leaves_the_gradients_that_read_a_written_map_to_cudnn(channels, fused):
-    weight_shape, window = [8, channels, 3, 3], [(1, 1), (1, 1), (1, 1), 1]
+def test_auto_serves_gradients_of_a_pooled_map(channels, fused):
     images = torch.empty(2, channels, 8, 8, device="meta")
-    g, code = (torch.empty(2, 8, 4, 4, dtype=dtype, device="meta") for dtype in (torch.float32, torch.uint8))
-    given = (g, code, *window, (2, 2)) if fused else (torch.empty(2, 8, 8, 8, device="meta"), None, *window, (1, 1))
+    if fused:
+        grad = torch.empty(2, 8, 4, 4, device="meta")
+        argmax = torch.empty(2, 8, 4, 4, dtype=torch.uint8, device="meta")
+        pool = (2, 2)
+    else:
+        # un-pooled and written: cuDNN can read it
+        grad = torch.empty(2, 8, 8, 8, device="meta")
+        argmax = None
+        pool = (1, 1)
+    options = ([8, channels, 3, 3], *window(padding=(1, 1)), 1, pool, False, True)
     weight_gradient = torch.ops.lightconv.conv2d_weight_gradient.default
     with record_launches("sm_90") as launches:
-        weight_gradient._op_dk(torch._C.DispatchKey.CUDA, *given[:2], images, weight_shape, *given[2:], False, True)
+        weight_gradient._op_dk(torch._C.DispatchKey.CUDA, grad, argmax, images, *options)
     assert bool(launches) == fused
 
 
@@ -129,19 +142,23 @@ def test_auto_leaves_the_gradients_that_read_a_written_map_to_cudnn(channels, fu
         ({"input": torch.ones(1, 3, 8, 8, dtype=torch.float64)}, "differ in device or dtype"),
     ],
 )
-def test_what_is_not_fused_says_why(arguments, reason):
-    call = {"input": torch.ones(1, 3, 8, 8), "weight": torch.ones(4, 3, 3, 3), "groups": 1, "activation": "relu"}
-    call |= {"pool": (2, 2)} | arguments
-    refusal = operator.operator_unsupported_reason(
-        call["input"], call["weight"], None, Window((1, 1), (1, 1), (1, 1)), *list(call.values())[2:]
-    )
-    assert reason in refusal
+def test_unsupported_reason(arguments, reason):
+    call = {
+        "input": torch.ones(1, 3, 8, 8),
+        "weight": torch.ones(4, 3, 3, 3),
+        "bias": None,
+        "window": window(padding=(1, 1)),
+        "groups": 1,
+        "activation": "relu",
+        "pool": (2, 2),
+    }
+    assert reason in operator.operator_unsupported_reason(**call | arguments)
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 @pytest.mark.parametrize("pool", [(5, 4), 2])
 @pytest.mark.parametrize("groups", [1, 3])
-def test_what_is_not_fused_is_composed(kernels, activation, pool, groups):
+def test_composition(kernels, activation, pool, groups):
     x, w = torch.randn(2, 3, 10, 9, requires_grad=True), torch.randn(6, 3 // groups, 3, 3, requires_grad=True)
     ours = lc.functional.conv_block(x, w, activation=activation, pool=pool, groups=groups)
     torchs = parts(x, w, None, activation, pool, groups=groups)
@@ -150,7 +167,7 @@ def test_what_is_not_fused_is_composed(kernels, activation, pool, groups):
 
 
 @pytest.mark.parametrize("pool", [0, -1, (1, 2, 3), "2", None])
-def test_words_a_bad_pool_as_torch_does(kernels, pool):
+def test_bad_pool(kernels, pool):
     x, w = torch.ones(1, 1, 6, 6), torch.ones(1, 1, 3, 3)
     with pytest.raises((RuntimeError, TypeError)) as ours:
         lc.functional.conv_block(x, w, pool=pool)
@@ -158,17 +175,15 @@ def test_words_a_bad_pool_as_torch_does(kernels, pool):
         F.max_pool2d(F.conv2d(x, w), pool)
 
 
-def test_saves_the_images_and_a_byte_an_element(kernels):
+def test_saves_images_and_one_byte_per_element(kernels):
     x, w, b = integers(2, 3, 8, 8).detach(), integers(4, 3, 3, 3), integers(4)
-    saved = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: (saved.append(t), t)[1], lambda t: t):
-        lc.functional.conv_block(x, w, b, padding=1, pool=2)
-    assert sorted(t.numel() * t.element_size() for t in saved) == [2 * 4 * 4 * 4, x.numel() * 4]
+    _, saved = call_and_record_saved(lambda: lc.functional.conv_block(x, w, b, padding=1, pool=2))
+    assert sorted(tensor.nbytes for tensor in saved) == [2 * 4 * 4 * 4, x.numel() * 4]
 
 
 @pytest.mark.parametrize("needed", [(True, False, False), (False, True, False), (False, False, True)])
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
-def test_computes_only_the_gradients_asked_for(device, kernels, needed, activation):
+def test_needed_gradients(device, kernels, needed, activation):
     tensors = [torch.randn(s, device=device) for s in [(2, 3, 6, 6), (4, 3, 3, 3), (4,)]]
     for tensor, need in zip(tensors, needed, strict=True):
         tensor.requires_grad_(need)
@@ -176,37 +191,57 @@ def test_computes_only_the_gradients_asked_for(device, kernels, needed, activati
     assert_same_gradients(ours, torchs, leaves(tensors))
 
 
+class OperatorCall(NamedTuple):
+    """Arguments of the operator lightconv::conv_block."""
+
+    input: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    activation: str
+    pool: tuple[int, int]
+
+
 def operator_calls():
     x, w, b = torch.randn(2, 4, 7, 6), torch.randn(6, 2, 3, 2), torch.randn(6)
-    nhwc = x.contiguous(memory_format=torch.channels_last)
-    window = [(2, 1), (1, 0), (1, 2), 2]
-    double = (x.double(), w.double(), b.double(), *window)
+    single = OperatorCall(x, w, b, (2, 1), (1, 0), (1, 2), groups=2, activation="relu", pool=(2, 1))
+    double = single._replace(input=x.double(), weight=w.double(), bias=b.double())
+    channels_last = single._replace(input=x.contiguous(memory_format=torch.channels_last), bias=None)
     return [
-        (x, w, b, *window, "relu", (2, 1)),
-        (nhwc, w, None, *window, "tanh", (2, 2)),
-        (x, w, b, *window, "sigmoid", (1, 1)),
-        (*double, "leaky_relu", (1, 2)),
-        (*double, "relu", (1, 1)),
+        single,
+        channels_last._replace(activation="tanh", pool=(2, 2)),
+        single._replace(activation="sigmoid", pool=(1, 1)),
+        double._replace(activation="leaky_relu", pool=(1, 2)),
+        double._replace(pool=(1, 1)),
     ]
 
 
 @pytest.mark.parametrize("call", operator_calls())
 def test_opcheck(call):
-    tensors = [t.clone(memory_format=torch.preserve_format).requires_grad_() for t in call if torch.is_tensor(t)]
-    bias = tensors[2:] or [None]
-    torch.library.opcheck(torch.ops.lightconv.conv_block.default, (*tensors[:2], *bias, *call[3:]))
-    output, code = torch.ops.lightconv.conv_block(*call)
-    code = code if code.numel() else None
-    last, grad, window, pool = output.stride(1) == 1, torch.randn_like(output).requires_grad_(), call[3:7], call[8]
-    if code is not None:
-        torch.library.opcheck(
-            torch.ops.lightconv.conv2d_input_gradient.default,
-            (grad, code, tensors[1], list(call[0].shape), *window, pool, last),
-        )
-        torch.library.opcheck(
-            torch.ops.lightconv.conv2d_weight_gradient.default,
-            (grad, code, tensors[0], list(call[1].shape), *window, pool, last, True),
-        )
+    input, weight, bias = (
+        None if tensor is None else tensor.clone(memory_format=torch.preserve_format).requires_grad_()
+        for tensor in (call.input, call.weight, call.bias)
+    )
+    trained = call._replace(input=input, weight=weight, bias=bias)
+    torch.library.opcheck(torch.ops.lightconv.conv_block.default, tuple(trained))
+    output, argmax = torch.ops.lightconv.conv_block(*call)
+    # the schema's empty tensor: no argmax is kept
+    if argmax.numel() == 0:
+        return
+    grad = torch.randn_like(output).requires_grad_()
+    channels_last = output.stride(1) == 1
+    options = (call.stride, call.padding, call.dilation, call.groups, call.pool, channels_last)
+    torch.library.opcheck(
+        torch.ops.lightconv.conv2d_input_gradient.default,
+        (grad, argmax, weight, list(input.shape), *options),
+    )
+    torch.library.opcheck(
+        torch.ops.lightconv.conv2d_weight_gradient.default,
+        (grad, argmax, input, list(weight.shape), *options, True),
+    )
 
 
 @pytest.mark.parametrize("activation", operator.NON_DECREASING)
@@ -237,7 +272,7 @@ def test_second_derivatives_by_the_kernels(device, activation, channels):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_lowers_as_torch_does(device, kernels, dtype):
+def test_autocast(device, kernels, dtype):
     x, w, b = (integers(*s, device=device) for s in [(2, 3, 6, 6), (4, 3, 3, 3), (4,)])
     with torch.autocast(device, dtype):
         ours, torchs = lc.functional.conv_block(x, w, b, pool=2), parts(x, w, b, "relu", 2)
@@ -248,7 +283,7 @@ def test_autocast_lowers_as_torch_does(device, kernels, dtype):
 
 @pytest.mark.parametrize("name", ["triton", "auto"])
 @pytest.mark.parametrize("activation", ["relu", "sigmoid"])
-def test_compiles_without_a_graph_break(name, activation):
+def test_torch_compile(name, activation):
     x, w = torch.randn(2, 3, 6, 6, requires_grad=True), torch.randn(4, 3, 3, 3, requires_grad=True)
     call = lambda x, w: lc.functional.conv_block(x, w, activation=activation, pool=2)  # noqa: E731
     with lc.use_backend(name):
@@ -258,7 +293,7 @@ def test_compiles_without_a_graph_break(name, activation):
 
 
 @pytest.mark.parametrize("name", ["triton", "auto"])
-def test_exports_with_a_dynamic_batch(name):
+def test_torch_export_with_a_dynamic_batch(name):
     model = lc.nn.ConvBlock(3, 4, 3, pool=2).eval()
     batch = torch.export.Dim("batch", min=2, max=64)
     with lc.use_backend(name):
@@ -273,16 +308,18 @@ def test_exports_with_a_dynamic_batch(name):
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
 @pytest.mark.parametrize("pool", [1, 2])
 def test_vmap(kernels, monkeypatch, dims, activation, pool):
-    launched = []
-    real = operator.implicit_gemm.forward
-    monkeypatch.setattr(operator.implicit_gemm, "forward", lambda *a: (launched.append(1), real(*a)))
+    launched = record_calls(monkeypatch, operator.implicit_gemm, "forward")
     torch.manual_seed(0)
-    shapes = [(2, 3, 6, 6), (4, 3, 3, 3), (4,)]
-    tensors = [integers(*(s if d is None else (*s[:d], 3, *s[d:]))) for s, d in zip(shapes, dims, strict=True)]
+    tensors = []
+    for shape, dim in zip([(2, 3, 6, 6), (4, 3, 3, 3), (4,)], dims, strict=True):
+        mapped = list(shape)
+        if dim is not None:
+            mapped.insert(dim, 3)
+        tensors.append(integers(*mapped))
     ours = torch.func.vmap(lambda x, w, b: lc.functional.conv_block(x, w, b, activation=activation, pool=pool), dims)
     torchs = torch.func.vmap(lambda x, w, b: parts(x, w, b, activation, pool), dims)
     torch.testing.assert_close(ours(*tensors), torchs(*tensors))
-    assert launched == [1]
+    assert len(launched) == 1
     assert_same_gradients(ours(*tensors), torchs(*tensors), tensors)
 
 
@@ -292,7 +329,7 @@ def test_vmap_of_an_image_without_a_batch(kernels):
     assert_same(ours, F.conv2d(x, w, padding=1), exactly=True)
 
 
-def test_gradients_of_every_sample_agree_with_torch(kernels):
+def test_per_sample_gradients(kernels):
     x, w = integers(4, 3, 6, 6), integers(4, 3, 3, 3)
     gradients = [
         torch.func.vmap(torch.func.grad(lambda w, x, block=block: block(x, w).square().sum()), (None, 0))(w, x)
@@ -337,12 +374,12 @@ def test_reaches_beyond_32_bits(kernels, monkeypatch, architecture):
     assert_same_gradients(ours, torchs, [w], exactly=True)
 
 
-def test_the_bytes_and_their_expansion_are_adjoint():
+def test_read_is_the_adjoint_of_unpool():
     torch.manual_seed(0)
     maps = torch.randn(2, 3, 7, 8, dtype=torch.float64)
-    values, code = window_argmax.max_pool(maps, (2, 3), relu=True)
+    values, argmax = window_argmax.max_pool(maps, (2, 3), relu=True)
     alive = values > 0
-    assert torch.equal(window_argmax.read(maps, code, (2, 3)), torch.where(alive, values, 0))
+    assert torch.equal(window_argmax.read(maps, argmax, (2, 3)), torch.where(alive, values, 0))
     cotangent = torch.randn_like(values)
-    unpooled = window_argmax.unpool(cotangent, code, (2, 3), (7, 8))
+    unpooled = window_argmax.unpool(cotangent, argmax, (2, 3), (7, 8))
     torch.testing.assert_close((unpooled * maps).sum(), (cotangent * alive * values).sum())

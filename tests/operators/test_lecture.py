@@ -1,4 +1,4 @@
-"""The worked examples of the lecture on convolutional networks, by the kernels."""
+"""Worked examples of a lecture on convolutional networks, computed by the kernels."""
 
 import pytest
 import torch
@@ -11,8 +11,9 @@ pytestmark = pytest.mark.usefixtures("kernels")
 
 
 def table(rows: str) -> Tensor:
-    """A table of numbers as it stands on the blackboard, as a (1, 1, h, w) tensor."""
-    return torch.tensor([[float(value) for value in row.split()] for row in rows.strip().splitlines()])[None, None]
+    """Parse a table of numbers, as on the blackboard, to a (1, 1, h, w) tensor."""
+    lines = rows.strip().splitlines()
+    return torch.tensor([list(map(float, line.split())) for line in lines])[None, None]
 
 
 IMAGE = table("""
@@ -90,7 +91,7 @@ def test_max_pooling_the_cross_map():
     assert torch.equal(lc.functional.max_pool2d(CROSS_MAP, 2), table("9 1 \n 1 1"))
 
 
-def test_cross_correlation_is_convolution_with_the_flipped_kernel():
+def test_convolution_is_correlation_with_flipped_kernel():
     kernel = table("""
         1 2 3
         0 1 0
