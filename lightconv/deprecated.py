@@ -1,4 +1,4 @@
-"""Deprecation of public names that moved: the old place resolves them with a DeprecationWarning."""
+"""Deprecation of moved public names: the old place resolves them with a DeprecationWarning."""
 
 import importlib
 import warnings
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def moved(old_module: str, new_places: Mapping[str, str]) -> Callable[[str], Any]:
-    """Build the ``__getattr__`` of a module whose names moved.
+    """Build the ``__getattr__`` of an old module for names moved elsewhere.
 
     Args:
         old_module: the module's own ``__name__``.

@@ -1,10 +1,10 @@
-"""The exception and the warning for input that the user has to correct."""
+"""The exception and the warning about a user's input."""
 
 __all__ = ["InputError", "InputWarning"]
 
 
 class InputError(ValueError):
-    """Invalid input from the user. The message names it, says what is wrong and what to do.
+    """Invalid input from the user. The message names the input, the mistake and the remedy.
 
     The command line prints the message alone. Any other exception is a defect and shows its traceback.
 
@@ -20,7 +20,7 @@ class InputError(ValueError):
 
 
 class InputWarning(UserWarning):
-    """Input from the user of which a part has no effect. The message names the part and the reason.
+    """Input from the user that has no effect in part. The message names the part and the reason.
 
     The command line prints the message alone.
 

@@ -1,7 +1,7 @@
 """Convolution and max-pooling with torch.nn.functional's signatures, values, memory formats and error messages.
 
-A call that no kernel is to serve goes to torch.nn.functional unchanged. It costs nothing extra, compilers and exporters
-see torch's own operators, and torch's own errors report bad arguments.
+Without a kernel to serve it, a call goes to torch.nn.functional unchanged. It then costs nothing extra, compilers and
+exporters see torch's own operators, and torch's own errors report bad arguments.
 """
 
 from collections.abc import Callable, Sequence
@@ -261,7 +261,7 @@ def conv_block(
 
 
 def _may_use_kernel(*tensors: Tensor, bias: Tensor | None = None) -> bool:
-    """Return False if torch is to serve a call, whatever its geometry."""
+    """Return False if torch serves a call of any geometry."""
     # torch reports an argument that is not a tensor
     for tensor in tensors:
         if not isinstance(tensor, Tensor):

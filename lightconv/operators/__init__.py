@@ -1,4 +1,4 @@
-"""WHAT is computed: torch.library operators with their shapes, gradients, references and dispatch."""
+"""The operators of torch.library: schemas, output shapes, gradients, references and dispatch."""
 
 from lightconv.operators import batching, conv2d, conv_block, flops, max_pool2d
 

@@ -56,7 +56,7 @@ _MINIMUM_CAPABILITY = (8, 0)  # Ampere: on Turing, Triton's float16 product spil
 
 
 class Call(NamedTuple):
-    """Features of a call that the rules read.
+    """Features of one call, the input of the rules.
 
     Attributes:
         operator: operator name without its namespace.
@@ -165,7 +165,7 @@ except InputError as error:
 
 
 def check_environment() -> None:
-    """Check the default backend that the environment sets.
+    """Check the default backend set by the environment.
 
     Raises:
         InputError: If LIGHTCONV_BACKEND is an unknown backend, or "triton" and Triton is not installed.
@@ -205,7 +205,7 @@ def use_backend(name: BackendName) -> Iterator[None]:
 def wants_kernels(device: str) -> bool:
     """Return True if the current backend may use kernels on a device type.
 
-    This is the quick exit of calls that torch serves in any case.
+    If not, a call leaves for torch here, before its arguments are looked at.
     """
     if _environment_error is not None:
         raise _environment_error
@@ -213,7 +213,7 @@ def wants_kernels(device: str) -> bool:
 
 
 def dispatch(call: Call, tensors: Sequence[Tensor | None], *options: Any) -> Dispatch:
-    """Decide how to serve a call that a kernel can serve.
+    """Decide if a kernel or torch serves a call. A kernel must be able to serve it.
 
     Args:
         call: features of the call for the rules.

@@ -90,10 +90,11 @@ def dispatch(input: Tensor, weight: Tensor, bias: Tensor | None, window: Window,
 
 
 def algorithm(weight_shape: Sequence[int], window: Window, groups: int, like: Tensor) -> Algorithm:
-    """Return the algorithm by which lightconv computes a convolution and its gradients.
+    """Return lightconv's algorithm for a convolution and its gradients.
 
-    A 1x1 convolution is already a matrix product, and torch computes it. The exceptions: torch's switches ask for
-    different precisions of convolutions and matrix products, or torch would reject the product as not deterministic.
+    A 1x1 convolution is already a matrix product, and torch computes it. There are two exceptions: torch's switches ask
+    for different precisions of convolutions and matrix products, or for deterministic algorithms, under which torch may
+    reject the product.
 
     Args:
         weight_shape: shape of the filters, (k, c / groups, r, s).
@@ -310,7 +311,7 @@ def _empty_weight_gradient(
 
 
 def save_for_gradients(ctx: Any, input: Tensor, weight: Tensor, window: Sequence[Any], groups: int) -> None:
-    """Keep on a context the attributes of a convolution that `gradients` reads.
+    """Keep a convolution's geometry on a context, for `gradients`.
 
     Args:
         ctx: autograd context of an operator whose first arguments are input, weight and bias.
@@ -349,7 +350,7 @@ def gradients(
     weight: Tensor | None,
     pool: Pair = (1, 1),
 ) -> Gradients:
-    """Compute the gradients that the context of a convolution or a block needs.
+    """Compute the needed gradients of a convolution or a block.
 
     Args:
         ctx: context filled by `save_for_gradients`.

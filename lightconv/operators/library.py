@@ -1,7 +1,7 @@
 """The torch.library namespace ``lightconv``, home of every operator.
 
-lightconv.functional passes an operator only arguments that a kernel can serve. In a direct call an operator falls back
-to torch's operators, but does not check the geometry as torch does.
+lightconv.functional calls an operator only if a kernel can serve the call. Called directly, an operator falls back to
+torch's operators, but does not check the geometry as torch does.
 """
 
 from collections.abc import Callable

@@ -141,7 +141,7 @@ def test_exact_on_random_geometry(convolution):
 
 @pytest.mark.parametrize("padding", [0, "same"])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_gradients_in_float64(device, kernels, padding, channels_last):
+def test_gradients_against_float64(device, kernels, padding, channels_last):
     torch.manual_seed(0)
     exact = [torch.randn(s, dtype=torch.float64, device=device) for s in [(4, 6, 11, 9), (8, 3, 4, 3), (8,)]]
     cotangent = None
