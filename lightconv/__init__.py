@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from lightconv.errors import InputError, InputWarning
     from lightconv.operators.backend import use_backend
     from lightconv.preprocessing import Preprocessing
-    from lightconv.surgery import explain, fuse, restore, swap, unfuse
+    from lightconv.surgery.explain import explain
+    from lightconv.surgery.fuse import fuse, unfuse
+    from lightconv.surgery.swap import restore, swap
 
 _MODULES = {
     "analysis",

@@ -19,8 +19,8 @@ from lightconv.operators.backend import use_backend
 from lightconv.operators.conv_block import NON_DECREASING
 from lightconv.operators.geometry import is_channels_last, pair
 from lightconv.operators.meta import on_meta
-from lightconv.surgery.chains import ACTIVATIONS, activation_of, pooling_unsupported_reason
-from lightconv.surgery.fuse import acts_as
+from lightconv.surgery.chains import ACTIVATIONS, activation_name, pooling_unsupported_reason
+from lightconv.surgery.fuse import effective_class
 
 _ACTIVATION_CLASSES: dict[str, type[nn.Module]] = {name: module for module, name in ACTIVATIONS.items()}
 _ACTIVATION_CLASSES["identity"] = nn.Identity
@@ -153,7 +153,7 @@ def find_layers(model: nn.Module, images: Tensor) -> list[Layer]:
     memory_format = torch.channels_last if is_channels_last(images) else torch.contiguous_format
     layers = []
     for index, call in enumerate(calls):
-        is_layer = issubclass(acts_as(call.module), nn.Conv2d | nn.MaxPool2d)
+        is_layer = issubclass(effective_class(call.module), nn.Conv2d | nn.MaxPool2d)
         if not is_layer or _pools_a_block(calls, index):
             continue
         ours, unfused = _build_layer(calls[index : index + 3])
@@ -208,7 +208,7 @@ def _chain(calls: list[_Call]) -> tuple[str | None, tuple[int, int]]:
     convolution = calls[0]
     if type(convolution.module) is not nn.Conv2d or len(calls) < 2 or calls[1].input is not convolution.result:
         return None, no_pool
-    activation = activation_of(calls[1].module)
+    activation = activation_name(calls[1].module)
     # a block applies the activation after pooling, which only a non-decreasing one allows
     if activation is None or activation not in NON_DECREASING:
         return None, no_pool
@@ -236,7 +236,7 @@ def _build_layer(calls: list[_Call]) -> tuple[nn.Module, nn.Module]:
     """
     module: Any = calls[0].module
     activation, pool = _chain(calls)
-    actual_class = acts_as(module, calls[0].input)
+    actual_class = effective_class(module, calls[0].input)
     if issubclass(actual_class, ConvBlock):
         activation, pool = module.activation, pair(module.pool) or (1, 1)
     if activation is None:

@@ -220,7 +220,7 @@ def served(name: str, device: str) -> list[Served]:
         "max-pooling": max_pool2d.dispatch(maps, (2, 2), halves, False, False),
     }
     if not backend.wants_kernels(images.device.type):  # then kernels are not asked, even if they could
-        unasked = backend.Dispatch(False, "on this device the backend asks for no kernels")
+        unasked = backend.Dispatch(False, "the backend uses no kernels on this device")
         choices = {operator: unasked if choice.use_kernel else choice for operator, choice in choices.items()}
     return [
         Served(name, operator, "lightconv" if c.use_kernel else "torch", c.reason) for operator, c in choices.items()

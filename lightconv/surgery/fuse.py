@@ -1,4 +1,12 @@
-"""Turn convolution, normalisation, activation and pooling of an existing model into blocks, in place and back."""
+"""Fuse convolution, normalisation, activation and pooling of an existing model into blocks, in place, and undo it.
+
+A fused convolution computes its whole chain; the modules after it pass their input on. BatchNorm2d in evaluation is an
+affine map per filter k, and becomes part of the convolution's weight and bias::
+
+    scale[k]  = gamma[k] / sqrt(var[k] + eps)
+    weight'[k] = weight[k] * scale[k]
+    bias'[k]   = (bias[k] - mean[k]) * scale[k] + beta[k]
+"""
 
 import functools
 import math
@@ -12,20 +20,21 @@ from torch.nn import functional as F
 from lightconv.errors import InputError
 from lightconv.nn.modules import Conv2d, ConvBlock, MaxPool2d
 from lightconv.operators.geometry import pair
-from lightconv.surgery.chains import NORMS, Chain, activation_of, chains, full_name
-from lightconv.surgery.swap import class_before, exchange
+from lightconv.surgery.chains import NORMS, Chain, activation_name, find_chains, full_name
+from lightconv.surgery.swap import exchange_class, original_class
 
-_FOLDING = 2**16  # elements of a map that a CPU normalises while small operators work out scale and shift
+_FOLDING_COST = 2**16  # pixels that a CPU normalises in the time of the small operators for scale and shift
+# set on the modules of a chain, and stored in their pickles
 _ATTRIBUTES = ("unfused", "norms", "absorbed", "activation", "pool")
 
 
 class Row(NamedTuple):
-    """What became of a convolution.
+    """Result of `fuse` for one convolution.
 
     Attributes:
-        name: within the model.
-        block: the classes that are computed as one, the convolution's first; "" where it was left alone.
-        reason: why it was left alone, or why nothing more is part of the block.
+        name: name of the convolution in the model.
+        block: classes computed as one, the convolution's first; "" if it was left alone.
+        reason: why the convolution was left alone, or why its block ends there.
     """
 
     name: str
@@ -34,219 +43,326 @@ class Row(NamedTuple):
 
 
 class Fusion(NamedTuple):
-    """What `fuse` did, a row a convolution; printing shows a table."""
+    """Result of `fuse`. Printing it shows a table with one row per convolution.
+
+    Attributes:
+        rows: a row per convolution, in the order of ``model.named_modules()``.
+
+    Example:
+        >>> import lightconv as lc
+        >>> fusion = lc.fuse(nn.Sequential(nn.Conv2d(1, 6, 5), nn.ReLU(), nn.Conv2d(6, 2, 1)))
+        >>> fusion.fused
+        (Row(name='0', block='Conv2d, ReLU', reason='followed by Conv2d'),)
+        >>> fusion.left
+        (Row(name='2', block='', reason='its output is returned'),)
+    """
 
     rows: tuple[Row, ...]
 
     @property
     def fused(self) -> tuple[Row, ...]:
-        """The blocks."""
+        """Rows of the convolutions that start a block."""
         return tuple(row for row in self.rows if row.block)
 
     @property
     def left(self) -> tuple[Row, ...]:
-        """The convolutions that stayed as they were."""
+        """Rows of the convolutions left alone."""
         return tuple(row for row in self.rows if not row.block)
 
     def __str__(self) -> str:
-        lines = [("convolution", "computed as one", "and no more, since"), *self.rows]
-        widths = [max(len(line[column]) for line in lines) for column in range(2)]
-        return "\n".join(f"{name:<{widths[0]}}  {block:<{widths[1]}}  {why}".rstrip() for name, block, why in lines)
+        lines = [("convolution", "fused", "ends because"), *self.rows]
+        names, blocks, _ = zip(*lines, strict=True)
+        name_width = max(map(len, names))
+        block_width = max(map(len, blocks))
+        return "\n".join(f"{name:<{name_width}}  {block:<{block_width}}  {why}".rstrip() for name, block, why in lines)
 
 
 class Fused(nn.Module):
-    """What the modules of a chain have while it is fused.
+    """Base of the modules of a fused chain.
 
     Attributes:
-        unfused: the class otherwise.
-        norms: the chain's BatchNorm2d, if any; in a tuple, so that it is not registered a second time.
+        unfused: class of the module outside a chain.
+        norms: the chain's BatchNorm2d, if any; a tuple, so that it is not registered as a submodule again.
     """
 
     unfused: type[Any]
     norms: tuple[Any, ...]
 
     @property
-    def apart(self) -> bool:
-        """Whether each module computes its own part at the moment: for statistics of a batch its map is needed."""
-        for norm in self.norms:  # noqa: SIM110  any() takes longer, and every module asks at every call
-            if norm.training if isinstance(norm, nn.BatchNorm2d) else _promotes(norm):
+    def runs_unfused(self) -> bool:
+        """True while each module of the chain must compute its own part.
+
+        BatchNorm2d in training needs the convolution's output for its statistics. A frozen norm in autocast returns
+        float32, and a fused convolution would not.
+        """
+        # A loop, because any() takes longer and every module of a chain asks at every call.
+        for norm in self.norms:
+            if isinstance(norm, nn.BatchNorm2d):
+                if norm.training:
+                    return True
+            elif returns_float32(norm):
                 return True
         return False
 
 
 class FusedConv2d(Fused, ConvBlock):
-    """A convolution that also computes what follows it: the modules ``absorbed``, also in a tuple."""
+    """A convolution that computes its whole chain.
+
+    Attributes:
+        absorbed: modules after the convolution; a tuple, so that they are not registered as submodules again.
+    """
 
     absorbed: tuple["_Absorbed", ...]
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self.apart or not self.folds(input):
-            maps = Conv2d._conv_forward(self, input, weight, bias)
-            for module in () if self.apart else self.absorbed:
-                maps = module.alone(maps)
-            return maps
+        if self.runs_unfused:
+            return Conv2d._conv_forward(self, input, weight, bias)
+        if not self.should_fold(input):
+            output = Conv2d._conv_forward(self, input, weight, bias)
+            for module in self.absorbed:
+                output = module.unfused_forward(output)
+            return output
         for norm in self.norms:
-            weight, bias = _folded(weight, bias, norm)
+            weight, bias = fold_norm(weight, bias, norm)
         return super()._conv_forward(input, weight, bias)
 
-    def folds(self, input: Tensor) -> bool:
-        """Whether multiplying a BatchNorm2d into the filters costs less than the pass over the map that it saves."""
+    def should_fold(self, input: Tensor) -> bool:
+        """True if folding BatchNorm2d into the filters costs less than normalising the output. True without one.
+
+        Args:
+            input: images of the convolution, (n, c, h, w).
+        """
         if not self.norms:
             return True
         pixels = input.numel() // (self.in_channels * math.prod(self.stride))
-        pays: Any = _FOLDING + 2 * self.weight.numel() <= self.out_channels * pixels
-        # of images whose size torch.export leaves open either is right, and asking would fix it
+        pays: Any = _FOLDING_COST + 2 * self.weight.numel() <= self.out_channels * pixels
+        # torch.export may leave image sizes open. Either result is right then, and evaluating pays would fix the sizes.
         return isinstance(pays, torch.SymBool) or pays
 
 
 class _Absorbed(Fused):
-    """Hands on what the convolution before it has computed already.
+    """A module of a chain after the convolution. It passes on what the convolution has already computed.
 
     Attributes:
-        kind: the class that it is a subclass of, so that isinstance holds.
+        kind: class that the module's class is derived from, so that isinstance holds.
     """
 
     kind: Any
 
     def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input) if self.apart else input
+        if self.runs_unfused:
+            return super().forward(input)
+        return input
 
-    def alone(self, input: Tensor) -> Tensor:
-        """Compute its own part."""
+    def unfused_forward(self, input: Tensor) -> Tensor:
+        """Compute the module's own part."""
         return super().forward(input)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _new, (self.kind,), vars(self)  # pickle finds no class that is made on demand
+        # the class is created on demand, so pickle cannot look it up by name
+        return _new, (self.kind,), vars(self)
 
 
 class _AbsorbedNorm(_Absorbed):
-    """Still calls what its class calls on the normalised map: those modules hand on what has been computed already.
+    """A norm of a chain. It still calls its inner modules, which pass on their input like the norm itself.
 
     Attributes:
-        calls: their names.
+        calls: names of the inner modules.
     """
 
     calls: tuple[str, ...]
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.apart:
+        if self.runs_unfused:
             return super().forward(input)
         for name in self.calls:
             input = getattr(self, name)(input)
         return input
 
-    def alone(self, input: Tensor) -> Tensor:
+    def unfused_forward(self, input: Tensor) -> Tensor:
+        # without the inner modules: they are absorbed themselves and follow
         norm: Any = self
         return F.batch_norm(input, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
 
 
 @functools.cache
-def _absorbed_class(kind: Any) -> Any:
+def absorbed_class(kind: Any) -> Any:
+    """Create the class of an absorbed module."""
     calls = NORMS.get(full_name(kind))
     base = _Absorbed if calls is None else _AbsorbedNorm
     return type(f"Absorbed{kind.__name__}", (base, kind), {"__module__": __name__, "kind": kind, "calls": calls})
 
 
 def _new(kind: Any) -> Any:
-    absorbed = _absorbed_class(kind)
+    """Create an absorbed module without attributes. Pickles of fused models hold this function's name."""
+    absorbed = absorbed_class(kind)
     return absorbed.__new__(absorbed)
 
 
 def fuse(model: nn.Module) -> Fusion:
-    """Compute convolution, BatchNorm2d, activation and non-overlapping max-pooling as one ConvBlock where they meet.
+    """Compute convolution, BatchNorm2d, activation and non-overlapping max-pooling as one ConvBlock, in place.
 
-    In place: modules, Parameters, names, state dict, hooks and optimizers stay what they are; the convolution's class
-    becomes `FusedConv2d`, and the modules that it computes hand on what they are given. `unfuse` takes it back. A
-    pooling before an activation that never decreases is as good as one after it. What a forward does by functions
-    (``F.relu``, ``+``) cannot be taken out of it, and stays. timm's BatchNormAct2d is a BatchNorm2d that calls what is
-    within, torchvision's FrozenBatchNorm2d (of both also timm's in one) a BatchNorm2d that is never in training.
+    Modules, Parameters, names, state dict, hooks and optimizers stay valid. The convolution's class becomes
+    `FusedConv2d`, and the modules that it absorbs pass on their input. `unfuse` undoes it.
 
-    A chain with BatchNorm2d is fused in evaluation; while the BatchNorm2d is in training each module computes its own
-    part. Its statistics are multiplied into the filters anew in each call, so that they are never out of date; where
-    the filters are large and the map is small, that would cost more than it saves: they are applied to the map.
+    Pooling may precede an activation that never decreases, because the two commute. Functions in a forward (``F.relu``,
+    ``+``) cannot be removed from it, and stay. timm's BatchNormAct2d counts as a BatchNorm2d followed by its inner
+    modules. torchvision's FrozenBatchNorm2d counts as a BatchNorm2d that is never in training. timm's
+    FrozenBatchNormAct2d counts as both.
 
-    A forward is read once, as attributes and arguments are set by default. Unfuse before such an attribute changes, a
-    map within a chain is looked at, its modules are converted (SyncBatchNorm), the model is scripted, or pickled for
-    where lightconv is not installed. What `swap` changed is of torch.nn again then.
+    A chain with BatchNorm2d is fused in evaluation. While its BatchNorm2d is in training, each module computes its own
+    part. The statistics are folded into the filters anew at each call, so they are never out of date. If the filters
+    are large and the output is small, folding costs more than it saves; the statistics are then applied to the output.
 
-    Fuse last: what is registered, replaced or called by itself within a chain afterwards meets other maps. A forward
-    that torch.fx cannot trace is expected to call those of its submodules that have modules within as a whole; others
-    are read with the default values of their arguments.
+    The forward is traced once, with the default values of its arguments and with the attributes set at the moment. If
+    torch.fx cannot trace a forward, fuse assumes that it calls submodules with children as a whole; it reads these with
+    the default values of their arguments.
+
+    Fuse last. A hook registered, a module replaced or a module called by itself within a chain after fusing sees other
+    outputs than before. Unfuse before the forward's attributes change, before an output within a chain is read, before
+    modules are converted (SyncBatchNorm), and before the model is scripted or pickled for a machine without lightconv.
+    Unfused, the modules of a swapped model have torch.nn's classes again.
 
     Args:
         model: any module, in training or in evaluation.
 
     Returns:
-        A row for every convolution: what it is fused with, and why with nothing, or nothing more.
+        A row per convolution: its block, and why the block ends there or why there is none.
 
     Raises:
-        InputError: if there is nothing to fuse; the model is as it was.
+        InputError: If there is nothing to fuse. The model is then unchanged.
+
+    Example:
+        >>> from torch import nn
+        >>> import lightconv as lc
+        >>> model = nn.Sequential(nn.Conv2d(1, 6, 5), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten()).eval()
+        >>> print(lc.fuse(model))
+        convolution  fused                      ends because
+        0            Conv2d, BatchNorm2d, ReLU  followed by Flatten
     """
-    found = chains(model)
-    rows = tuple(_row(chain) for chain in found)
-    if not any(chain.absorbed for chain in found):
-        reasons = Counter(row.reason for row in rows).most_common(3)
-        why = "; ".join(f"{reason} ({count})" for reason, count in reasons) or "it has no Conv2d"
-        raise InputError(f"{type(model).__name__} has no convolution to fuse with what follows it: {why}")
-    for chain in found:
+    chains = find_chains(model)
+    rows = []
+    reasons: Counter[str] = Counter()
+    for chain in chains:
+        block = ""
         if chain.absorbed:
-            _absorb(chain)
-    return Fusion(rows)
+            block = ", ".join(type(module).__name__ for module in (chain.convolution, *chain.absorbed))
+        rows.append(Row(chain.name, block, chain.end_reason))
+        reasons[chain.end_reason] += 1
+    fusion = Fusion(tuple(rows))
+    if not fusion.fused:
+        why = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3)) or "it has no Conv2d"
+        raise InputError(f"{type(model).__name__} has no convolution to fuse with the modules after it: {why}")
+    for chain in chains:
+        if chain.absorbed:
+            fuse_chain(chain)
+    return fusion
 
 
 def unfuse(model: nn.Module) -> None:
-    """Let every module compute its own part again: undo `fuse`, on a model or a part of it."""
+    """Undo `fuse`: every module computes its own part again.
+
+    Unfusing a model that is not fused changes nothing.
+
+    Args:
+        model: a fused model, or a part of one; chains whose convolution is in that part are unfused as a whole.
+
+    Example:
+        >>> from torch import nn
+        >>> import lightconv as lc
+        >>> model = nn.Sequential(nn.Conv2d(1, 6, 5), nn.ReLU())
+        >>> report = lc.fuse(model)
+        >>> lc.unfuse(model)
+        >>> type(model[0])
+        <class 'torch.nn.modules.conv.Conv2d'>
+    """
     for convolution in model.modules():
         if isinstance(convolution, FusedConv2d):
-            for module in (*convolution.absorbed, convolution):
-                fused = FusedConv2d if module is convolution else _absorbed_class(module.kind)
-                exchange(module, fused, module.unfused)
-                for name in _ATTRIBUTES:
-                    vars(module).pop(name, None)
+            for module in convolution.absorbed:
+                unfuse_module(module, absorbed_class(module.kind))
+            unfuse_module(convolution, FusedConv2d)
 
 
-def acts_as(module: nn.Module, images: Tensor | None = None) -> type[nn.Module]:
-    """The class that says what a module computes at the moment, of these images if they are given, fused or not."""
+def unfuse_module(module: Fused, fused: type[nn.Module]) -> None:
+    """Exchange the fused class of a module for its own, and delete the attributes of the chain."""
+    exchange_class(module, fused, module.unfused)
+    for name in _ATTRIBUTES:
+        vars(module).pop(name, None)
+
+
+def effective_class(module: nn.Module, images: Tensor | None = None) -> type[nn.Module]:
+    """Return the class that computes the same as a module does at the moment.
+
+    Outside a fused chain it is the module's own class. A fused convolution is a ConvBlock or a Conv2d, and an absorbed
+    module is an nn.Identity unless its chain runs unfused.
+
+    Args:
+        module: any module.
+        images: input of a fused convolution, (n, c, h, w); its size decides about folding.
+    """
     if not isinstance(module, Fused):
         return type(module)
     if isinstance(module, FusedConv2d):
-        apart = module.apart or not (images is None or module.folds(images))
-        return Conv2d if apart else ConvBlock
-    return module.kind if isinstance(module, _Absorbed) and module.apart else nn.Identity
+        is_folded = images is None or module.should_fold(images)
+        if is_folded and not module.runs_unfused:
+            return ConvBlock
+        return Conv2d
+    if isinstance(module, _Absorbed) and module.runs_unfused:
+        return module.kind
+    return nn.Identity
 
 
-def _row(chain: Chain) -> Row:
-    kinds = [type(module).__name__ for module in (chain.convolution, *chain.absorbed)]
-    return Row(chain.name, ", ".join(kinds) if chain.absorbed else "", chain.end)
-
-
-def _absorb(chain: Chain) -> None:
-    norms = tuple(m for m in chain.absorbed if full_name(type(m)) in NORMS)
-    activation = next(filter(None, map(activation_of, chain.absorbed)), "identity")
-    pool = next((pair(m.kernel_size) for m in chain.absorbed if isinstance(m, nn.MaxPool2d)), (1, 1))
-    _become(chain.convolution, FusedConv2d, norms=norms, absorbed=chain.absorbed, activation=activation, pool=pool)
+def fuse_chain(chain: Chain) -> None:
+    """Let the convolution of a chain compute all of it."""
+    norms: tuple[nn.Module, ...] = ()
+    activation = "identity"
+    pool: Any = (1, 1)
     for module in chain.absorbed:
+        name = activation_name(module)
+        if name is not None:
+            activation = name
+        elif isinstance(module, nn.MaxPool2d):
+            pool = pair(module.kernel_size)
+        else:
+            norms = (module,)
+    options = {"norms": norms, "absorbed": chain.absorbed, "activation": activation, "pool": pool}
+    change_class(chain.convolution, FusedConv2d, **options)
+    for module in chain.absorbed:
+        # an absorbed pooling runs on lightconv's operator while its chain runs unfused
         kind: Any = MaxPool2d if isinstance(module, nn.MaxPool2d) else type(module)
-        _become(module, _absorbed_class(kind), norms=norms)
+        change_class(module, absorbed_class(kind), norms=norms)
 
 
-def _become(module: nn.Module, kind: type[nn.Module], **attributes: Any) -> None:
-    vars(module).update(attributes, unfused=class_before(module))
+def change_class(module: nn.Module, kind: type[nn.Module], **attributes: Any) -> None:
+    """Give a module a fused class and the attributes of its chain."""
+    vars(module).update(attributes, unfused=original_class(module))
     module.__class__ = kind
 
 
-def _promotes(norm: Any) -> bool:
-    """Whether a frozen BatchNorm2d, which is written out in torch's arithmetic, returns float32 in autocast."""
-    device = norm.weight.device.type
+def returns_float32(frozen_norm: Any) -> bool:
+    """True if a frozen BatchNorm2d returns float32 in autocast: it is composed of torch's arithmetic operators."""
+    device = frozen_norm.weight.device.type
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
-def _folded(weight: Tensor, bias: Tensor | None, norm: Any) -> tuple[Tensor, Tensor]:
-    """Filters and bias that give what BatchNorm2d makes of their map by its statistics."""
+def fold_norm(weight: Tensor, bias: Tensor | None, norm: Any) -> tuple[Tensor, Tensor]:
+    """Fold BatchNorm2d's statistics and affine parameters into a convolution's weight and bias.
+
+    Args:
+        weight: filters, (k, c, r, s).
+        bias: one value per filter, (k,).
+        norm: the BatchNorm2d or a frozen one.
+
+    Returns:
+        The new weight, (k, c, r, s), and the new bias, (k,), in the weight's dtype.
+    """
+    # half precision would round scale and shift
     precise = torch.float64 if weight.dtype is torch.float64 else torch.float32
     scale = torch.rsqrt(norm.running_var.to(precise) + norm.eps)
     if norm.weight is not None:
         scale = scale * norm.weight
     shift = -norm.running_mean if bias is None else bias - norm.running_mean
     shift = shift * scale if norm.bias is None else torch.addcmul(norm.bias.to(precise), shift.to(precise), scale)
-    return (weight * scale.view(-1, 1, 1, 1)).to(weight.dtype), shift.to(weight.dtype)
+    # (k,) -> (k, 1, 1, 1)
+    scale = scale.view(-1, 1, 1, 1)
+    return (weight * scale).to(weight.dtype), shift.to(weight.dtype)

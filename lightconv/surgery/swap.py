@@ -1,8 +1,11 @@
-"""A model's convolutions and max-poolings on lightconv's operators, in place, and back.
+"""Run a model's convolutions and max-poolings on lightconv's operators, in place, and undo it.
 
-Only a layer's class is exchanged, for one that inherits from lightconv.nn's and from its own: whatever the layer holds
-(parameters, buffers, hooks, mode), whoever else holds it and its isinstance stay. What is pickled, or written by
-torch.save, is of the class before: it loads where lightconv is not installed, and is swapped again after loading.
+`swap` exchanges a layer's class for one that inherits from lightconv's module and from the layer's own class. The
+layer keeps its parameters, buffers, hooks and mode. It passes the same isinstance checks, and every reference to it
+stays valid.
+
+A pickle or a ``torch.save`` file of a swapped model holds the original classes. It loads without lightconv; swap the
+model again after loading it.
 """
 
 import copy
@@ -24,11 +27,17 @@ Pattern = str | type[nn.Module]
 
 @dataclass(frozen=True)
 class SwapReport:
-    """What `swap` did.
+    """Result of `swap`. Printing it lists the layers left and the reasons.
 
     Attributes:
-        swapped: the layers that it changed, by their names in the model.
-        left: why it left the others as they are, by their names.
+        swapped: layers of a new class, keyed by their name in the model.
+        left: reasons to leave the other layers, keyed by their name in the model.
+
+    Example:
+        >>> import lightconv as lc
+        >>> report = lc.swap(nn.Sequential(nn.Conv2d(1, 6, 5), nn.MaxPool2d(2)), include="0")
+        >>> list(report.swapped), report.left
+        (['0'], {'1': 'does not match include'})
     """
 
     swapped: dict[str, nn.Module]
@@ -40,118 +49,186 @@ class SwapReport:
 
 
 def swap(
-    model: nn.Module, include: Pattern | Iterable[Pattern] = "*", exclude: Pattern | Iterable[Pattern] = ()
+    model: nn.Module,
+    include: Pattern | Iterable[Pattern] = "*",
+    exclude: Pattern | Iterable[Pattern] = (),
 ) -> SwapReport:
     """Run a model's torch.nn.Conv2d and MaxPool2d on lightconv's operators, in place; `restore` undoes it.
 
-    Subclasses follow unless they compute in their own way. A model that is swapped already stays as it is.
+    Subclasses are swapped, too, unless they override ``forward`` or ``_conv_forward``. Swapping a model twice changes
+    nothing.
 
     Args:
-        model: any module; a layer counts under the first of its names in ``named_modules()``.
-        include: names in the manner of a shell ("layer1.*", "*.conv2"), or classes, of the layers to swap.
-        exclude: the same, of those to leave.
+        model: any module. A layer with several names is known by the first in ``model.named_modules()``.
+        include: layers to swap, one or several names with shell wildcards ("layer1.*", "*.conv2") or classes.
+        exclude: layers to leave, in the same form.
+
+    Returns:
+        The layers swapped, and the reason for each layer left.
 
     Raises:
-        InputError: if a pattern fits no layer, or there is nothing to swap; the model is then unchanged.
+        InputError: If a pattern matches no layer, or if there is nothing to swap. The model is then unchanged.
+
+    Example:
+        >>> from torch import nn
+        >>> import lightconv as lc
+        >>> model = nn.Sequential(nn.Conv2d(1, 6, 5), nn.ReLU(), nn.MaxPool2d(2))
+        >>> print(lc.swap(model, exclude=nn.MaxPool2d))
+        layers swapped: 1, left: 1
+          2: matches exclude
+        >>> isinstance(model[0], lc.nn.Conv2d)
+        True
     """
     layers: dict[str, nn.Module] = {
         name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.MaxPool2d)
     }
     if not layers:
         raise InputError(
-            f"nothing to swap: {type(model).__name__} has no torch.nn.Conv2d or MaxPool2d (those within a ScriptModule "
-            "or an exported program cannot be changed)"
+            f"nothing to swap: {type(model).__name__} has no torch.nn.Conv2d or MaxPool2d. Layers within a "
+            "ScriptModule or an exported program cannot be swapped."
         )
-    wanted, unwanted = _fitting(layers, include), _fitting(layers, exclude)
-    reasons: dict[str, str | None] = {}
+    included = _matching_names(layers, include)
+    excluded = _matching_names(layers, exclude)
+    swapped: dict[str, nn.Module] = {}
+    left: dict[str, str] = {}
     for name, layer in layers.items():
-        if name not in wanted:
-            reasons[name] = "not included"
-        elif name in unwanted:
-            reasons[name] = "excluded"
+        reason = layer_unsupported_reason(layer)
+        if name not in included:
+            reason = "does not match include"
+        elif name in excluded:
+            reason = "matches exclude"
+        if reason is None:
+            swapped[name] = layer
         else:
-            reasons[name] = layer_unsupported_reason(layer)
-    left = {name: reason for name, reason in reasons.items() if reason is not None}
-    report = SwapReport({name: layer for name, layer in layers.items() if name not in left}, left)
-    if not report.swapped and not any(isinstance(layer, Conv2d | MaxPool2d) for layer in layers.values()):
+            left[name] = reason
+    report = SwapReport(swapped, left)
+    if not swapped and not any(isinstance(layer, Conv2d | MaxPool2d) for layer in layers.values()):
         raise InputError(f"nothing to swap in {type(model).__name__}: {report}")
-    for layer in report.swapped.values():
-        original: Any = type(layer).__bases__[-1] if is_parametrized(layer) else type(layer)
-        exchange(layer, original, _swapped_class(original))
+    for layer in swapped.values():
+        original: Any = type(layer)
+        if is_parametrized(layer):
+            # parametrize derived a class for this layer; the layer's own class is its base
+            original = original.__bases__[-1]
+        exchange_class(layer, original, _swapped_class(original))
     return report
 
 
 def restore(model: nn.Module) -> None:
-    """Give every layer of a model that `swap` changed its class back; what else is lightconv's stays."""
+    """Give every layer that `swap` changed its original class back.
+
+    Modules built from ``lightconv.nn`` stay as they are. Restoring a model twice changes nothing.
+
+    Args:
+        model: a model, or a part of one.
+
+    Example:
+        >>> from torch import nn
+        >>> import lightconv as lc
+        >>> model = nn.Sequential(nn.Conv2d(1, 6, 5), nn.MaxPool2d(2))
+        >>> report = lc.swap(model)
+        >>> lc.restore(model)
+        >>> type(model[0])
+        <class 'torch.nn.modules.conv.Conv2d'>
+    """
     for module in model.modules():
-        if isinstance(module, _Swapped):
-            exchange(module, _swapped_class(module._original), module._original)
+        if isinstance(module, _SwappedLayer):
+            exchange_class(module, _swapped_class(module._original_class), module._original_class)
 
 
-def _fitting(layers: dict[str, nn.Module], patterns: Pattern | Iterable[Pattern]) -> set[str]:
-    """The names of the layers that fit at least one pattern."""
-    fitting = set()
-    for pattern in [patterns] if isinstance(patterns, str | type) else patterns:
-        names = {name for name, layer in layers.items() if _fits(name, layer, pattern)}
+def _matching_names(layers: dict[str, nn.Module], patterns: Pattern | Iterable[Pattern]) -> set[str]:
+    """Return the names of the layers that match at least one pattern.
+
+    Raises:
+        InputError: If a pattern matches no layer.
+    """
+    if isinstance(patterns, str | type):
+        patterns = [patterns]
+    matching = set()
+    for pattern in patterns:
+        names = {name for name, layer in layers.items() if _matches(name, layer, pattern)}
         if not names:
-            raise InputError(f"{pattern!r} fits no convolution or max-pooling; there are {', '.join(layers)}")
-        fitting |= names
-    return fitting
+            raise InputError(f"{pattern!r} matches no convolution or max-pooling; there are {', '.join(layers)}")
+        matching |= names
+    return matching
 
 
-def _fits(name: str, layer: nn.Module, pattern: Pattern) -> bool:
+def _matches(name: str, layer: nn.Module, pattern: Pattern) -> bool:
     if isinstance(pattern, str):
+        # a name may itself contain wildcard characters
         return name == pattern or fnmatchcase(name, pattern)
     return isinstance(layer, pattern)
 
 
 def layer_unsupported_reason(layer: nn.Module) -> str | None:
-    """Why a layer is to stay as it is; None if it can be swapped."""
+    """Return why `swap` leaves a layer, None if it can swap it."""
     if isinstance(layer, Conv2d | MaxPool2d):
-        return "lightconv's already"
+        return "already a lightconv layer"
     if isinstance(layer, LazyModuleMixin):
-        return "lazy: its class changes with its first batch, swap after that"
+        return "lazy layer: swap it after its first batch, which changes its class"
     kind = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.MaxPool2d
     for method in ("forward", "_conv_forward"):
-        if method in vars(layer) or getattr(type(layer), method, None) is not getattr(kind, method, None):
-            return f"{type(layer).__name__} with a {method} of its own"
+        is_replaced = method in vars(layer)
+        if is_replaced or getattr(type(layer), method, None) is not getattr(kind, method, None):
+            return f"{type(layer).__name__} overrides {method}"
     return None
 
 
-class _Swapped:
-    """What makes a class one that a layer was given by `swap`."""
+class _SwappedLayer:
+    """Mixin of the classes that `swap` creates. Pickles hold the original class instead."""
 
-    _original: Any
+    _original_class: Any
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        # by default a copy is built as a pickle is, and so would be of the original class
         twin: Any = type(self).__new__(type(self))
         memo[id(self)] = twin
         twin.__setstate__(copy.deepcopy(vars(self), memo))
         return twin
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        rebuild, (_, *arguments), *state = tuple(super().__reduce_ex__(1))  # since 2, pickle insists on the own class
-        return rebuild, (self._original, *arguments), *state
+        # Protocol 1 passes the class as the first argument of the function that rebuilds the object. From protocol 2
+        # on, pickle refuses any class but the object's own.
+        reduced: Any = super().__reduce_ex__(1)
+        rebuild, (_, *other_arguments), *state = reduced
+        return (rebuild, (self._original_class, *other_arguments), *state)
 
 
-def class_before(module: nn.Module) -> type[nn.Module]:
-    """A module's class as it was before `swap`."""
-    return module._original if isinstance(module, _Swapped) else type(module)
+def original_class(module: nn.Module) -> type[nn.Module]:
+    """Return a module's class without `swap`."""
+    if isinstance(module, _SwappedLayer):
+        return module._original_class
+    return type(module)
 
 
 @functools.cache
 def _swapped_class(original: Any) -> Any:
-    ours = Conv2d if issubclass(original, nn.Conv2d) else MaxPool2d
-    # of the same names: repr stays, and torch.fx goes on to take what is of torch.nn for a leaf
-    names = {name: getattr(original, name) for name in ("__module__", "__qualname__", "__doc__")}
-    return type(original.__name__, (_Swapped, ours, original), {**names, "_original": original})
+    """Create the class of a swapped layer."""
+    base = Conv2d if issubclass(original, nn.Conv2d) else MaxPool2d
+    # The name and module of the original: repr stays the same, and torch.fx takes whatever is of torch.nn as a leaf.
+    attributes = {
+        "__module__": original.__module__,
+        "__qualname__": original.__qualname__,
+        "__doc__": original.__doc__,
+        "_original_class": original,
+    }
+    return type(original.__name__, (_SwappedLayer, base, original), attributes)
 
 
-def exchange(layer: nn.Module, old: type[nn.Module], new: type[nn.Module]) -> None:
-    """Exchange a layer's class, or the one beneath that torch.nn.utils.parametrize made for this layer alone."""
+def exchange_class(layer: nn.Module, old: type[nn.Module], new: type[nn.Module]) -> None:
+    """Exchange a layer's class in place.
+
+    torch.nn.utils.parametrize and fully_shard derive a class for a layer alone, with ``old`` as a base. Such a layer
+    gets a copy of its class with ``new`` as that base.
+
+    Args:
+        layer: module to change.
+        old: class of the layer, or a base of its class.
+        new: class to put in place of ``old``.
+    """
     own = type(layer)
     if own is not old:
         bases = tuple(new if base is old else base for base in own.__bases__)
-        # parametrize forbids to pickle the class that it makes, and lets it be copied only as it inherits from ours
-        new = type(own.__name__, bases, {"__deepcopy__": _Swapped.__deepcopy__, **vars(own)})
+        # Classes of parametrize forbid pickling, so a copy needs __deepcopy__. Parametrize adds one only if the layer's
+        # class has none: a layer parametrized while swapped inherits ours, and must keep it when it is restored.
+        new = type(own.__name__, bases, {"__deepcopy__": _SwappedLayer.__deepcopy__, **vars(own)})
     layer.__class__ = new

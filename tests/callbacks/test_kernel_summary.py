@@ -100,14 +100,14 @@ def test_shows_who_serves_what_was_swapped_however_it_is_listed(printed, kernels
 def test_says_of_what_was_not_swapped_how_to(printed, kernels):
     table, below = printed(Module(), summary(2), lc.KernelSwap(exclude="net.0"))
     assert (table["net.0"][-1], table["net.2"][-1]) == ("torch (1)", "gathering (2)")
-    assert reasons(below) == ["(1) a layer of torch.nn: lightconv.swap changes it", f"(2) {ASKED}"]
+    assert reasons(below) == ["(1) torch.nn layer: lightconv.swap changes it", f"(2) {ASKED}"]
 
 
 def test_layers_below_the_table_are_counted(printed):
     table, below = printed(Module(), summary())
     assert list(table) == ["net"]
     assert table["net"][-1] == "2 x torch (1)"
-    assert "asks for no kernels" in reasons(below)[0]
+    assert "uses no kernels" in reasons(below)[0]
 
 
 def test_on_a_cpu_torch_serves_and_the_reason_says_so(printed, monkeypatch):

@@ -145,7 +145,7 @@ def test_the_interpreter_on_a_cpu_is_asked_by_the_triton_backend_alone(monkeypat
     monkeypatch.setattr(doctor.launch, "INTERPRETED", True)
     found = report()
     assert {row["by"] for row in found["served"]} == {"torch"}
-    assert any("asks for no kernels" in row["reason"] for row in found["served"])
+    assert any("uses no kernels" in row["reason"] for row in found["served"])
     assert found["problems"] == []
     assert {row["by"] for row in report("backend=triton")["served"]} == {"lightconv"}
 

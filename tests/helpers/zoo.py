@@ -1,4 +1,4 @@
-"""Known networks with random weights, and docs/fused.md: ``python tests/zoo.py > docs/fused.md``."""
+"""Known networks with random weights, and docs/fused.md: ``python tests/helpers/zoo.py > docs/fused.md``."""
 
 import sys
 import warnings
@@ -42,7 +42,7 @@ def row(name: str, network: nn.Module) -> dict[str, str | int]:
         reasons = Counter(row.reason for row in lc.fuse(network).left).most_common(1)
         reason = reasons[0][0] if reasons else ""
     except InputError as error:
-        reason = str(error).partition("follows it: ")[2]
+        reason = str(error).partition("the modules after it: ")[2]
     convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
     blocks = [m for m in convolutions if isinstance(m, lc.nn.ConvBlock)]
     return {
@@ -65,7 +65,7 @@ Convolutions that are computed together with what follows them, in evaluation; c
 too. torchvision {torchvision.__version__.partition("+")[0]}, timm {timm.__version__}. Written by
 
 ```
-python tests/zoo.py > docs/fused.md
+python tests/helpers/zoo.py > docs/fused.md
 ```
 """)
     sys.stdout.write(markdown([row(name, build(name)) for name in NETWORKS]))

@@ -22,7 +22,7 @@ def images():
     return torch.empty(32, 64, 56, 56, dtype=torch.float16).to(memory_format=torch.channels_last)
 
 
-def test_every_layer_has_a_row_with_its_reason():
+def test_row_per_layer():
     explanation = lc.explain(network(), images(), architecture="sm_90")
     assert [row.layer for row in explanation.rows] == ["Conv2d"] * 2 + ["ConvBlock"] * 2 + ["MaxPool2d", "Conv2d"]
     assert [row.served_by for row in explanation.rows] == [
@@ -30,12 +30,12 @@ def test_every_layer_has_a_row_with_its_reason():
     ]  # fmt: skip
     assert "cuDNN" in explanation.rows[1].reason
     assert "no kernel for gelu" in explanation.rows[3].reason
-    assert explanation.rows[5].reason == "a layer of torch.nn: lightconv.swap changes it"
+    assert explanation.rows[5].reason == "torch.nn layer: lightconv.swap changes it"
     assert "sm_90" in str(explanation)
     assert explanation.rows[2].tile in str(explanation)
 
 
-def test_a_swapped_model_is_explained_as_lightconvs():
+def test_swapped_model():
     class Own(nn.Conv2d):
         def forward(self, input):
             return super().forward(input)
@@ -45,10 +45,10 @@ def test_a_swapped_model_is_explained_as_lightconvs():
     with lc.use_backend("triton"):
         rows = lc.explain(model, torch.empty(2, 4, 16, 16), architecture="sm_90").rows
     assert [row.served_by for row in rows] == ["implicit GEMM, flattened", "gathering", "torch"]
-    assert rows[2].reason == "Own with a forward of its own"
+    assert rows[2].reason == "Own overrides forward"
 
 
-def test_a_kernel_asked_for_serves_wherever_it_can():
+def test_triton_and_reference_backends():
     with lc.use_backend("triton"):
         rows = lc.explain(network(), images(), architecture="sm_80").rows
     assert [row.served_by for row in rows] == [
@@ -60,12 +60,12 @@ def test_a_kernel_asked_for_serves_wherever_it_can():
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_architecture_is_explained(architecture):
+def test_every_architecture(architecture):
     rows = lc.explain(lc.models.LeNet(), torch.empty(1, 1, 28, 28), architecture=architecture).rows
     assert all("fused" in row.served_by and row.tile for row in rows)
 
 
-def test_arguments_may_be_named_and_what_is_compiled_is_not_compiled_for_it():
+def test_named_arguments_and_compiled_part():
     class ByName(nn.Module):
         def __init__(self):
             super().__init__()
@@ -79,7 +79,7 @@ def test_arguments_may_be_named_and_what_is_compiled_is_not_compiled_for_it():
     assert [row.served_by for row in rows] == ["implicit GEMM, flattened", "gathering"]
 
 
-def test_nothing_is_computed_and_the_model_stays_as_it_was():
+def test_model_is_unchanged():
     model = lc.models.LeNet()
     before = [p.clone() for p in model.parameters()]
     lc.explain(model, torch.empty(1, 1, 28, 28), architecture="sm_90")
@@ -87,26 +87,26 @@ def test_nothing_is_computed_and_the_model_stays_as_it_was():
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
-def test_one_image_without_a_batch():
+def test_image_without_batch():
     row = lc.explain(lc.nn.Conv2d(3, 4, 3), torch.empty(3, 8, 8), architecture="sm_90").rows[0]
     assert row.served_by == "torch"
 
 
-def test_an_unknown_architecture_lists_the_known_ones():
+def test_unknown_architecture():
     with pytest.raises(ValueError, match="no tiles for architecture 'sm_75': choose one of sm_80"):
         lc.explain(lc.models.LeNet(), torch.empty(1, 1, 28, 28), architecture="sm_75")
 
 
-def test_an_interpreter_is_asked_by_the_triton_backend_alone(monkeypatch):
+def test_interpreter_serves_only_triton_backend(monkeypatch):
     monkeypatch.setattr(lc.operators.backend, "INTERPRETED", True)
     model, images = lc.models.LeNet(), torch.empty(1, 1, 28, 28)
     (reason,) = {row.reason for row in lc.explain(model, images).rows}
-    assert reason == "on this device the backend asks for no kernels"
+    assert reason == "the backend uses no kernels on this device"
     with lc.use_backend("triton"):
         assert {row.served_by for row in lc.explain(model, images).rows} == {"fused implicit GEMM, flattened"}
 
 
-def test_without_a_gpu_the_reason_says_so(monkeypatch):
+def test_without_gpu(monkeypatch):
     monkeypatch.setattr(lc.operators.backend, "INTERPRETED", False)
     explanation = lc.explain(lc.models.LeNet(), torch.empty(1, 1, 28, 28))
     assert {row.served_by for row in explanation.rows} == {"torch"}
@@ -122,7 +122,7 @@ def products():
     torch.backends.cuda.matmul.fp32_precision = before
 
 
-def test_one_by_one_in_float32_follows_torchs_switches(products):
+def test_one_by_one_follows_precision_switches(products):
     model, x = lc.nn.Conv2d(64, 64, 1), torch.empty(2, 64, 16, 16)
     for precision, expected in (("ieee", "implicit GEMM, descriptors"), ("tf32", "matrix product")):
         products.fp32_precision = precision

@@ -1,4 +1,4 @@
-"""Networks as others write them compute the same bits with their layers swapped, and get them back."""
+"""Known networks compute the same bits with their layers swapped, and restored."""
 
 import contextlib
 import copy
@@ -18,7 +18,7 @@ from torchvision.models.regnet import BlockParams
 import lightconv as lc
 from lightconv.errors import InputError
 
-# the smallest of each family
+# the smallest network of each family
 TORCHVISION = """
 alexnet convnext_tiny densenet121 efficientnet_b0 googlenet inception_v3 mnasnet0_5 mobilenet_v2 mobilenet_v3_small
 regnet_x_400mf resnet18 resnext50_32x4d shufflenet_v2_x0_5 squeezenet1_1 vgg11
@@ -30,7 +30,7 @@ inception_next_atto lcnet_035 legacy_seresnet18 mambaout_femto mixnet_s mobilene
 mobilenetv4_conv_small regnety_002 repghostnet_050 repvgg_a0 repvit_m0_9 resnest14d resnet10t resnetv2_18 rexnet_100
 selecsls42b skresnet18 starnet_s050 tinynet_e tresnet_m ese_vovnet19b_slim
 """
-# the other convolutional ones, without the largest, which take minutes
+# torchvision's other convolutional networks, without the largest ones, which take minutes
 OTHERS = [
     name
     for name in torchvision.models.list_models(torchvision.models)
@@ -38,13 +38,13 @@ OTHERS = [
     and not name.startswith(("vit_", "swin_"))
     and torchvision.models.get_model_weights(name).DEFAULT.meta["num_params"] < 60e6
 ]
-# networks some of whose layers compute in their own way, and the classes of these
+# networks with layers that override forward, and the classes of these layers
 PARTLY = {
     "tf_efficientnet_lite0": {"Conv2dSame"},
     "nf_regnet_b0": {"ScaledStdConv2d"},
     "resnetv2_50x1_bit": {"StdConv2d"},
 }
-# for Triton's interpreter, which runs every block of a kernel in Python: to be given an eighth of their channels
+# built with an eighth of their channels, because Triton's interpreter runs every block of a kernel in Python
 EIGHTHS = """
 torchvision/alexnet torchvision/densenet121 torchvision/efficientnet_b0 torchvision/googlenet torchvision/inception_v3
 torchvision/mnasnet0_5 torchvision/mobilenet_v2 torchvision/mobilenet_v3_small torchvision/resnet18
@@ -53,7 +53,7 @@ timm/cspnext_tiny timm/dla46_c timm/efficientnet_lite0 timm/ese_vovnet19b_slim t
 timm/hgnetv2_b0 timm/hrnet_w18_small timm/lcnet_100 timm/mobilenetv2_035 timm/mobilenetv4_conv_small
 timm/repvgg_a0 timm/resnet10t timm/resnetv2_18 timm/selecsls42b timm/starnet_s050 timm/tinynet_e
 """
-# the same, of those that reckon with their widths apart from their layers: made small by arguments of their own
+# also for the interpreter: networks that compute with their widths outside their layers, made small by their arguments
 CHANNELS, BLOCKS = (8, 16, 24, 32), (1, 1, 2, 1)
 OWN = {
     "torchvision/convnext": partial(
@@ -74,7 +74,7 @@ OWN = {
     "timm/rexnet": partial(timm.create_model, "rexnet_100", width_mult=0.2, depth_mult=0.5),
     "timm/skresnet": partial(timm.create_model, "skresnet18", channels=(16, 24, 32, 40), stem_width=8),
 }
-# height and width of the images of those that refuse 32 x 40
+# height and width of the images, for networks that reject 32 x 40
 SIZES = {
     "torchvision/alexnet": (64, 72),
     "torchvision/inception_v3": (75, 80),
@@ -83,8 +83,8 @@ SIZES = {
 }
 
 
-def built(name):
-    """A network with random weights, and two images of the size that it was made for."""
+def build(name):
+    """Return a network with random weights, and two images of its default size."""
     library, name = name.split("/")
     torch.manual_seed(0)
     if library == "timm":
@@ -98,10 +98,10 @@ def built(name):
 
 
 def small(name):
-    """A network that is cheap to interpret, with random weights, and two small images."""
+    """Return a network that is cheap to interpret, with random weights, and two small images."""
     torch.manual_seed(0)
     with contextlib.nullcontext() if name in OWN else narrow(8):
-        model = OWN[name]() if name in OWN else built(name)[0]
+        model = OWN[name]() if name in OWN else build(name)[0]
     for parameter in model.parameters():
         if not parameter.any():  # a branch that begins at zero would have no gradients
             nn.init.constant_(parameter, 0.1)
@@ -109,7 +109,7 @@ def small(name):
 
 
 def step(model, images):
-    """The outputs, and the gradients of all parameters that they depend on."""
+    """Return the outputs, and the gradients of all parameters that they depend on."""
     torch.manual_seed(1)  # dropout, stochastic depth
     model.zero_grad(set_to_none=True)
     outputs = model(images)
@@ -120,7 +120,7 @@ def step(model, images):
 
 
 class Operators(TorchDispatchMode):
-    """Counts calls of lightconv's operators."""
+    """Counter of the calls of lightconv's operators."""
 
     count = 0
 
@@ -133,8 +133,8 @@ class Operators(TorchDispatchMode):
     "name",
     [f"torchvision/{name}" for name in TORCHVISION.split()] + [f"timm/{name}" for name in (*TIMM.split(), *PARTLY)],
 )
-def test_a_network_computes_the_same_bits_swapped_and_restored(name):
-    model, images = built(name)
+def test_same_bits_swapped_and_restored(name):
+    model, images = build(name)
     classes, keys = [type(module) for module in model.modules()], list(model.state_dict())
     layers = {n for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.MaxPool2d)}
     expected = step(model, images)
@@ -148,8 +148,8 @@ def test_a_network_computes_the_same_bits_swapped_and_restored(name):
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_every_other_network_of_torchvision_is_swapped_and_fused(name):
-    model, images = built(f"torchvision/{name}")
+def test_swapped_and_fused(name):
+    model, images = build(f"torchvision/{name}")
     model, images = model.eval(), images[:1] if name == "maxvit_t" else images[:1, :, :128, :128]
     expected = step(model, images)
     lc.swap(model)
@@ -162,7 +162,7 @@ def test_every_other_network_of_torchvision_is_swapped_and_fused(name):
 
 @pytest.mark.parametrize("name", ["torchvision/resnet18", "timm/mobilenetv3_small_050", "timm/tf_efficientnet_lite0"])
 def test_state_dicts_load_both_ways(name):
-    (swapped, images), (plain, _) = built(name), built(name)
+    (swapped, images), (plain, _) = build(name), build(name)
     for parameter in plain.parameters():
         nn.init.constant_(parameter, 0.1)
     lc.swap(swapped)
@@ -173,7 +173,7 @@ def test_state_dicts_load_both_ways(name):
 
 
 @pytest.mark.parametrize("name", [*EIGHTHS.split(), *OWN])
-def test_a_network_runs_on_the_kernels(name, kernels):
+def test_runs_on_kernels(name, kernels):
     model, images = small(name)
     model.eval()  # a BatchNorm of few pixels magnifies rounding
     exact = step(copy.deepcopy(model).double(), images.double())
@@ -186,6 +186,6 @@ def test_a_network_runs_on_the_kernels(name, kernels):
         assert (ours - theirs).norm() < 1e-4 * theirs.norm()  # which is not 0
 
 
-def test_a_network_without_a_layer_of_torchs_own_says_so():
-    with pytest.raises(InputError, match=r"stem\.conv1: ScaledStdConv2d with a forward of its own"):
+def test_network_without_plain_convolution():
+    with pytest.raises(InputError, match=r"stem\.conv1: ScaledStdConv2d overrides forward"):
         lc.swap(timm.create_model("eca_nfnet_l0"))

@@ -63,7 +63,7 @@ def calls(monkeypatch):
     return names
 
 
-def test_swap_changes_classes_and_nothing_else(images, calls):
+def test_swap_changes_only_classes(images, calls):
     model = network().eval()
     before, expected = {**vars(model[0])}, model(images)
     model[0].weight.requires_grad_(False)
@@ -79,7 +79,7 @@ def test_swap_changes_classes_and_nothing_else(images, calls):
     assert calls == ["conv2d", "max_pool2d", "conv2d"]
 
 
-def test_swapped_layers_run_on_the_kernels(kernels, images):
+def test_swapped_layers_run_on_kernels(kernels, images):
     model = network().train(False)
     expected = model(images)
     lc.swap(model)
@@ -89,7 +89,7 @@ def test_swapped_layers_run_on_the_kernels(kernels, images):
     assert (counts["lightconv::conv2d"], counts["lightconv::max_pool2d"]) == (2, 1)
 
 
-def test_restore_gives_the_very_classes_back(images, calls):
+def test_restore_gives_original_classes_back(images, calls):
     model, expected = network(), classes(network())
     lc.swap(model)
     lc.restore(model)
@@ -99,17 +99,17 @@ def test_restore_gives_the_very_classes_back(images, calls):
     assert calls == []
 
 
-def test_swapping_twice_changes_nothing(images):
+def test_swap_twice(images):
     model = network()
     lc.swap(model)
     after = classes(model)
     report = lc.swap(model)
     assert classes(model) == after
     assert report.swapped == {}
-    assert set(report.left.values()) == {"lightconv's already"}
+    assert set(report.left.values()) == {"already a lightconv layer"}
 
 
-def test_restore_leaves_what_was_lightconvs_before():
+def test_restore_keeps_lightconv_modules():
     model = nn.Sequential(lc.nn.Conv2d(1, 2, 3), lc.nn.ConvBlock(2, 3, 3), nn.MaxPool2d(2))
     assert list(lc.swap(model).swapped) == ["2"]
     lc.restore(model)
@@ -124,7 +124,7 @@ def test_state_dicts_load_both_ways():
     model.load_state_dict(other.state_dict())
 
 
-def test_hooks_tied_weights_and_shared_layers_stay(images):
+def test_hooks_tied_weights_and_shared_layers(images):
     shared = nn.Conv2d(3, 3, 3, padding=1)
     model = nn.Sequential(shared, nn.Conv2d(3, 3, 3, padding=1), shared)
     model[1].weight = shared.weight
@@ -139,28 +139,28 @@ def test_hooks_tied_weights_and_shared_layers_stay(images):
 
 
 @pytest.mark.parametrize("layer", [Doubled(3, 4, 3), Halved(3, 4, 3)])
-def test_layers_that_compute_in_their_own_way_are_left_and_named(layer):
+def test_overridden_methods(layer):
     report = lc.swap(nn.Sequential(layer, nn.Conv2d(4, 4, 3)))
     assert list(report.swapped) == ["1"]
-    assert f"0: {type(layer).__name__} with a " in str(report)
-    assert "of its own" in report.left["0"]
+    assert f"0: {type(layer).__name__} overrides " in str(report)
+    assert "forward" in report.left["0"]
     assert not isinstance(layer, lc.nn.Conv2d)
 
 
-def test_a_layer_whose_forward_was_replaced_is_left():
+def test_replaced_forward():
     model = network()
     model[0].forward = torch.relu
-    assert lc.swap(model).left == {"0": "Conv2d with a forward of its own"}
+    assert lc.swap(model).left == {"0": "Conv2d overrides forward"}
 
 
-def test_a_lazy_layer_is_left_until_it_knows_its_class(images):
+def test_lazy_layer(images):
     model = nn.Sequential(nn.LazyConv2d(4, 3), nn.MaxPool2d(2))
     assert "lazy" in lc.swap(model).left["0"]
     model(images)
     assert list(lc.swap(model).swapped) == ["0"]
 
 
-def test_qat_convolutions_are_left():
+def test_qat_convolution():
     qat = pytest.importorskip("torch.ao.nn.qat")
     configuration = torch.ao.quantization.get_default_qat_qconfig()
     model = nn.Sequential(qat.Conv2d(3, 4, 3, qconfig=configuration), nn.MaxPool2d(2))
@@ -168,7 +168,7 @@ def test_qat_convolutions_are_left():
 
 
 @pytest.mark.parametrize("parametrized", [parametrizations.weight_norm, parametrizations.spectral_norm])
-def test_parametrized_layers_follow_and_can_be_copied_and_lose_it(parametrized, images, calls):
+def test_parametrized_layer(parametrized, images, calls):
     model = nn.Sequential(parametrized(nn.Conv2d(3, 4, 3))).eval()
     expected = model(images)
     lc.swap(model)
@@ -187,7 +187,7 @@ def test_parametrized_layers_follow_and_can_be_copied_and_lose_it(parametrized, 
     assert type(model[0]) is type(twin[0]) is nn.Conv2d
 
 
-def test_a_layer_parametrized_while_swapped_is_restored_beneath(images):
+def test_layer_parametrized_while_swapped(images):
     model = network().eval()
     lc.swap(model)
     parametrizations.weight_norm(model[0])
@@ -200,7 +200,7 @@ def test_a_layer_parametrized_while_swapped_is_restored_beneath(images):
 
 
 @pytest.mark.parametrize("first", ["swap", "shard"])
-def test_sharded_layers_follow_and_stay_sharded(first, images, calls):
+def test_sharded_layer(first, images, calls):
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
         model = network().eval()
@@ -217,7 +217,7 @@ def test_sharded_layers_follow_and_stay_sharded(first, images, calls):
         torch.distributed.destroy_process_group()
 
 
-def test_pruned_layers_go_on_being_pruned(images):
+def test_pruned_layer(images):
     model = network().eval()
     prune.l1_unstructured(model[0], "weight", 0.5)
     expected = model(images)
@@ -234,19 +234,19 @@ def test_pruned_layers_go_on_being_pruned(images):
         (nn.Conv2d, ["st*"], ["body.0"]),
     ],
 )
-def test_include_and_exclude_take_names_and_classes(include, exclude, expected):
+def test_include_and_exclude(include, exclude, expected):
     body = nn.Sequential(nn.Conv2d(4, 4, 3), nn.MaxPool2d(2))
     model = nn.Sequential()
     model.stem, model.body = nn.Conv2d(3, 4, 3), body
     report = lc.swap(model, include, exclude)
     assert ours(model) == list(report.swapped) == expected
-    assert set(report.left.values()) <= {"excluded", "not included"}
+    assert set(report.left.values()) <= {"matches exclude", "does not match include"}
 
 
 @pytest.mark.parametrize("arguments", [{"include": ["0", "head.*"]}, {"exclude": "head.*"}])
-def test_a_pattern_that_fits_nothing_is_an_error(arguments):
+def test_pattern_without_match(arguments):
     model = network()
-    with pytest.raises(InputError, match=r"'head\.\*' fits no convolution or max-pooling; there are 0, 2, 3"):
+    with pytest.raises(InputError, match=r"'head\.\*' matches no convolution or max-pooling; there are 0, 2, 3"):
         lc.swap(model, **arguments)
     assert ours(model) == []
 
@@ -257,19 +257,19 @@ def test_a_pattern_that_fits_nothing_is_an_error(arguments):
     [
         (lambda: nn.Linear(1, 1), "Linear has no torch.nn.Conv2d"),
         (lambda: torch.jit.trace(nn.Conv2d(1, 1, 1), torch.ones(1, 1, 1, 1)), "within a ScriptModule"),
-        (lambda: nn.Sequential(Doubled(3, 4, 3)), "0: Doubled with a forward of its own"),
+        (lambda: nn.Sequential(Doubled(3, 4, 3)), "0: Doubled overrides forward"),
     ],
 )
-def test_nothing_to_swap_is_an_error(model, message):
+def test_nothing_to_swap(model, message):
     with pytest.raises(InputError, match=f"nothing to swap.*(?s:.)*{message}"):
         lc.swap(model())
 
 
-def test_a_model_of_lightconvs_own_is_no_error():
+def test_model_of_lightconv_modules():
     assert lc.swap(LeNet()).swapped == {}
 
 
-def test_a_copy_is_swapped_and_stands_alone(images):
+def test_deepcopy(images):
     model = network().eval()
     model[0].itself = [model[0]]
     lc.swap(model)
@@ -284,7 +284,7 @@ def test_a_copy_is_swapped_and_stands_alone(images):
 
 
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
-def test_a_pickle_is_plain(protocol, images):
+def test_pickle_holds_original_classes(protocol, images):
     model = network().eval()
     lc.swap(model)
     twin = pickle.loads(pickle.dumps(model, protocol))
@@ -292,7 +292,7 @@ def test_a_pickle_is_plain(protocol, images):
     torch.testing.assert_close(twin(images), model(images), rtol=0, atol=0)
 
 
-def test_what_torch_save_writes_loads_without_lightconv(tmp_path):
+def test_torch_save_loads_without_lightconv(tmp_path):
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d(2))
     lc.swap(model)
     torch.save(model, tmp_path / "model.pt")
@@ -301,7 +301,7 @@ def test_what_torch_save_writes_loads_without_lightconv(tmp_path):
     assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip() == repr(model)
 
 
-def test_averaged_models_follow(images):
+def test_averaged_model(images):
     model = network().eval()
     lc.swap(model)
     average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.5))
@@ -310,7 +310,7 @@ def test_averaged_models_follow(images):
     torch.testing.assert_close(average(images), model(images))
 
 
-def test_torch_fx_takes_swapped_layers_for_leaves(images):
+def test_torch_fx_leaves(images):
     model = network().eval()
     operations = [node.op for node in torch.fx.symbolic_trace(model).graph.nodes]
     lc.swap(model)
@@ -320,7 +320,7 @@ def test_torch_fx_takes_swapped_layers_for_leaves(images):
 
 
 @pytest.mark.parametrize("in_place", [False, True])
-def test_compiled_modules_notice(in_place, kernels, images):
+def test_compiled_module(in_place, kernels, images):
     model = network().eval()
     expected = model(images)
     compiled = model if in_place else torch.compile(model, backend="eager")
@@ -340,7 +340,7 @@ def test_compiled_modules_notice(in_place, kernels, images):
     assert kernels_called() == 0
 
 
-def test_a_swapped_model_can_be_traced(kernels):
+def test_jit_trace(kernels):
     model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.MaxPool2d(2)).eval()
     images = torch.randn(2, 2, 6, 6)
     expected = model(images)
@@ -348,6 +348,6 @@ def test_a_swapped_model_can_be_traced(kernels):
     assert_same(torch.jit.trace(model, images)(images), expected)
 
 
-def test_a_name_is_also_a_pattern_that_is_itself():
+def test_name_with_wildcard_characters():
     model = nn.ModuleDict({"conv[1]": nn.Conv2d(1, 1, 1)})
     assert list(lc.swap(model, include="conv[1]").swapped) == ["conv[1]"]
