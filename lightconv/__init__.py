@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         models,
         nn,
         operators,
+        runs,
         surgery,
         tasks,
         visualize,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from lightconv.errors import InputError, InputWarning
     from lightconv.operators.backend import use_backend
     from lightconv.preprocessing import Preprocessing
+    from lightconv.runs import open_run
     from lightconv.surgery.explain import explain
     from lightconv.surgery.fuse import fuse, unfuse
     from lightconv.surgery.swap import restore, swap
@@ -40,6 +42,7 @@ _MODULES = {
     "models",
     "nn",
     "operators",
+    "runs",
     "surgery",
     "tasks",
     "visualize",
@@ -54,6 +57,7 @@ _NAMES = {
     "Preprocessing": "lightconv.preprocessing",
     "explain": "lightconv.surgery",
     "fuse": "lightconv.surgery",
+    "open_run": "lightconv.runs",
     "restore": "lightconv.surgery",
     "swap": "lightconv.surgery",
     "tune": "lightconv.autotune",
@@ -79,8 +83,10 @@ __all__ = [
     "fuse",
     "models",
     "nn",
+    "open_run",
     "operators",
     "restore",
+    "runs",
     "surgery",
     "swap",
     "tasks",

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import NamedTemporaryFile
+from uuid import uuid4
 
 
 @contextmanager
@@ -19,8 +19,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
         path: target file; its directory must exist.
     """
     path = Path(path)
-    with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".new", delete=False) as file:
-        fresh = Path(file.name)
+    fresh = path.with_name(f".{path.name}.{uuid4().hex}.new")
+    fresh.touch(exist_ok=False)  # not a file of tempfile's, which only its owner may read: this one follows the umask
     try:
         yield fresh
         _flush(fresh)

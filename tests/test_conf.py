@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from lightconv.cli.application import config_directory
-from lightconv.cli.train import build_data, build_task, build_trainer
+from lightconv.runs.build import build_data, build_task, build_trainer
 
 FILES = sorted(str(p.relative_to(config_directory())) for p in config_directory().rglob("*.yaml"))
 CHOICES = [Path(file).with_suffix("") for file in FILES if "/" in file]

@@ -43,3 +43,9 @@ def test_leftovers_of_other_files_stay(tmp_path):
         (tmp_path / name).touch()
     remove_leftovers(tmp_path / "[a]")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[1:])
+
+
+def test_permissions_are_those_of_any_new_file(tmp_path):
+    (tmp_path / "plain").touch()
+    write_text(tmp_path / "written", "text")
+    assert (tmp_path / "written").stat().st_mode == (tmp_path / "plain").stat().st_mode

@@ -29,8 +29,9 @@ ROOMS = [
     "visualize",
     "analysis",
     "autotune",
-    "loggers",
     "callbacks",
+    "runs",
+    "loggers",
     "cli",
 ]
 # rooms that a room may not import although they lie below it

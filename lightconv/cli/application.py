@@ -1,4 +1,4 @@
-"""Hydra around a verb: where configurations are found, and how a mistake in one is told."""
+"""Hydra around a verb: finds the configurations, runs the verb and reports mistakes in the input."""
 
 import importlib
 import itertools
@@ -14,53 +14,61 @@ from typing import Any
 import hydra
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from lightconv.cli import run, sweep
+from lightconv.cli import sweep
+from lightconv.cli.resolvers import register_resolvers
 from lightconv.errors import InputError, InputWarning
 from lightconv.operators import backend
 
 
 def config_directory() -> Path:
-    """Where the shipped configurations are: in the installed package, or beside it in a checkout."""
+    """Return the directory of the shipped configurations: in the installed package, or beside it in a checkout."""
     package = Path(__file__).parents[1]
-    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parent / "conf"
 
 
 def launch(verb: str, overrides: list[str]) -> None:
-    """Compose conf/<verb>.yaml with the overrides and call the verb's function, for each job of a sweep.
+    """Compose conf/<verb>.yaml with the overrides and call the verb's function, once per job of a sweep.
 
-    Exits with status 2 and a message where the user's input is at fault, with 143 after SIGTERM.
+    Exit with status 2 and a message if the input is at fault, with status 143 after SIGTERM.
+
+    Args:
+        verb: name of the verb.
+        overrides: arguments after the verb.
     """
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions arrive here as they are
-    # Hydra's parser takes no settings on both sides of a flag
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises exceptions unchanged instead of printing them
+    # Hydra's parser accepts no settings before -m if others come after it
     overrides = sorted(overrides, key=lambda argument: argument not in {"-m", "--multirun"})
     sys.argv = [f"lightconv {verb}", *overrides]
-    UserConfigs.directory = next((v for flag, v in _flags(overrides) if flag in {"--config-dir", "-cd"}), None)
+    UserConfigs.directory = user_directory(overrides)
     Plugins.instance().register(UserConfigs)
+    register_resolvers()
     function = getattr(importlib.import_module(f"lightconv.cli.{verb}"), verb)
     quiet()
     application = hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=verb)(function)
     try:
         backend.check_environment()
         application()
-    except (InputError, HydraException, OmegaConfBaseException) as error:
-        print(f"error: {explain(error)}", file=sys.stderr)
-        sys.exit(2)
-    except ValueError as error:
-        if "Config group override must be a string" not in str(error):  # Hydra's own words would be a traceback
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        message = input_mistake(error)
+        if message is None:
             raise
-        print("error: GROUP=null: a group is left out by ~GROUP, and has a value otherwise", file=sys.stderr)
+        print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
     finally:
         sweep.show_last()
 
 
 class UserConfigs(SearchPathPlugin):
-    """Let the files under ``--config-dir`` go before lightconv's own of the same name; Hydra would put them after."""
+    """Search path plugin that puts the files below ``--config-dir`` before lightconv's own of the same name.
+
+    Hydra alone puts them after.
+    """
 
     directory: str | None = None
 
@@ -70,71 +78,56 @@ class UserConfigs(SearchPathPlugin):
             search_path.prepend("user", f"file://{Path(self.directory).resolve()}")
 
 
-def _flags(arguments: list[str]) -> list[tuple[str, str]]:
-    # both --flag=value and --flag value
-    pairs = [argument.split("=", 1) for argument in arguments if argument.startswith("--") and "=" in argument]
-    return [(flag, value) for flag, value in pairs] + list(itertools.pairwise(arguments))
+def user_directory(arguments: list[str]) -> str | None:
+    """Return the value of ``--config-dir`` (or ``-cd``), written as --flag=value or as --flag value."""
+    for argument in arguments:
+        flag, separator, value = argument.partition("=")
+        if flag == "--config-dir" and separator:
+            return value
+    for flag, value in itertools.pairwise(arguments):
+        if flag in {"--config-dir", "-cd"}:
+            return value
+    return None
 
 
-def explain(error: BaseException) -> str:
-    """Say what was wrong with the input: our own words, or Hydra's with the names it knows."""
-    chain: list[BaseException] = [error]
-    while cause := chain[-1].__cause__:
-        chain.append(cause)
-    ours = [e for e in chain if isinstance(e, InputError)]
-    if ours:
-        return str(ours[-1])  # the first cause knows best
-    for inner in chain:
-        parent = getattr(inner, "parent_node", None)
-        if isinstance(inner, OmegaConfBaseException) and isinstance(parent, DictConfig):
+def input_mistake(error: BaseException) -> str | None:
+    """Return the message for a mistake in the input; None if the error is a defect of the program.
+
+    An InputError is printed as it is, and the first cause is the most precise. Hydra's and OmegaConf's errors are
+    printed with the keys known at that place.
+    """
+    causes = [error]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    for cause in reversed(causes):
+        if isinstance(cause, InputError):
+            return str(cause)
+    if not isinstance(error, HydraException | OmegaConfBaseException):
+        # Hydra reports GROUP=null by a plain ValueError
+        if "Config group override must be a string" in str(error):
+            return "GROUP=null: a group is left out by ~GROUP, and has a value otherwise"
+        return None
+    for cause in causes:
+        parent = getattr(cause, "parent_node", None)
+        if isinstance(cause, OmegaConfBaseException) and isinstance(parent, DictConfig):
             known = ", ".join(sorted(str(key) for key in parent if key != "hydra"))
-            return (
-                f"{str(error).splitlines()[0]} {str(inner).splitlines()[0]} (known here: {known}; +key=value adds one)"
-            )
+            summary, detail = str(error).splitlines()[0], str(cause).splitlines()[0]
+            return f"{summary} {detail} (known here: {known}; +key=value adds one)"
     return str(error)
 
 
-def instantiate(config: Any, *args: Any, **kwargs: Any) -> Any:
-    """Build what a configuration's ``_target_`` names: the one place that does.
-
-    Raises:
-        InputError: if the target does not exist or refuses its arguments.
-    """
-    try:
-        return hydra.utils.instantiate(config, *args, **kwargs)
-    except InstantiationException as error:
-        raise InputError(str(error)) from error
-
-
-def run_directory(resume: str | None, fresh: str) -> str:
-    """The resolver behind ``hydra.run.dir``: a resumed run goes on where it was."""
-    return fresh if resume is None else str(run.existing(resume, "resume"))
-
-
-def run_name(choices: DictConfig) -> str:
-    """The resolver behind the folder below runs/: the recipe's name, or what was chosen instead."""
-    return choices.experiment or f"{choices.model}_{choices.data}"
-
-
-def evaluated_run(directory: str | None) -> str:
-    """The resolver behind the directory of an evaluation, which lies in its run."""
-    return str(run.existing(directory, "run"))
-
-
-OmegaConf.register_new_resolver("evaluated_run", evaluated_run, replace=True)
-OmegaConf.register_new_resolver("run_directory", run_directory, replace=True)
-OmegaConf.register_new_resolver("run_name", run_name, replace=True)
-
-
 def quiet() -> None:
-    """Keep off the terminal what others announce and a verb's own tables say; once Lightning has been imported."""
+    """Silence messages of other libraries that the verbs' own tables repeat; call it after importing Lightning."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning", "onnx_ir", "onnxscript"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*`isinstance.treespec, LeafSpec.`.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
-    warnings.formatwarning = partial(_formatted, warnings.formatwarning)
+    warnings.formatwarning = partial(_format_warning, warnings.formatwarning)
 
 
-def _formatted(others: Callable[..., str], message: Any, category: type[Warning], *place: Any) -> str:
-    return f"warning: {message}\n" if issubclass(category, InputWarning) else others(message, category, *place)
+def _format_warning(others: Callable[..., str], message: Any, category: type[Warning], *place: Any) -> str:
+    """Format an InputWarning as one line; leave all other warnings to ``others``."""
+    if issubclass(category, InputWarning):
+        return f"warning: {message}\n"
+    return others(message, category, *place)

@@ -16,11 +16,11 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from lightconv.cli import tables
-from lightconv.cli.application import instantiate
 from lightconv.cli.installation import Extra, extras, installed, is_met, output, requirements, revision
 from lightconv.errors import InputError
 from lightconv.kernels.window import Window
 from lightconv.operators import autotune_file, backend, conv2d, conv_block, max_pool2d
+from lightconv.runs.build import instantiate
 
 if backend.TRITON:
     from lightconv.kernels import launch, tiles

@@ -4,73 +4,60 @@ from pathlib import Path
 
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 
-from lightconv.cli import run, tables
-from lightconv.cli.application import instantiate
-from lightconv.cli.train import build_data, build_task, load_weights, show_classes, titled
-from lightconv.data import ImageData
-from lightconv.errors import InputError
+from lightconv.cli import tables
+from lightconv.cli.settings import check_choice
 from lightconv.operators.backend import use_backend
-from lightconv.tasks import Classification
+from lightconv.runs import Run, results
+from lightconv.runs.build import instantiate
+from lightconv.runs.configuration import load_config, replace_settings
+from lightconv.runs.directory import existing_run, write_json
 
 
 def evaluate(config: DictConfig) -> float:
-    """Print accuracy, loss and each class's figures, and write them below the run.
+    """Print accuracy, loss and the figures of each class, and write them below the run.
 
     Returns:
         The accuracy.
 
     Raises:
-        InputError: if there is no such run, checkpoint or split.
+        InputError: If there is no such run, checkpoint or split.
     """
-    directory = run.existing(config.run, "run")
-    if config.split not in {"test", "validation"}:
-        raise InputError(f"split={config.split}: choose test or validation")
-    task, data = finished(directory, config)
-    trainer: L.Trainer = instantiate(config.trainer, logger=False, enable_checkpointing=False)
-    with use_backend(config.backend):
-        data.setup("test" if config.split == "test" else "validate")
-        trainer.test(task, data.test_dataloader() if config.split == "test" else data.val_dataloader(), verbose=False)
-    figures = {f"{config.split}/{k.split('/')[1]}": v.item() for k, v in trainer.callback_metrics.items()}
-    directory = Path(HydraConfig.get().runtime.output_dir)
-    run.write_json(directory / "metrics.json", figures)
-    averaged = f", averaged with {', '.join(task.views)}" if task.views else ""
-    title = f"{titled(task, data)}, {config.split}{averaged}"
-    show_classes(directory, task, data, title)
-    tables.show_figures(title, {**figures, "directory": str(directory)})
+    directory = existing_run(config.run, "run")
+    check_choice(config, "split", ("test", "validation"))
+    run_config = replace_settings(load_config(directory), data=config.data, task=config.task)
+    run = Run(directory, run_config, config.checkpoint)
+    figures = test(run, config)
+    output = Path(HydraConfig.get().runtime.output_dir)
+    write_json(output / "metrics.json", figures)
+    title = f"{results.run_title(run.task, run.data)}, {config.split}"
+    if run.task.views:
+        title += f", averaged with {', '.join(run.task.views)}"
+    results.draw_confusion_matrix(output, run.task, run.data, title)
+    tables.show_classes(run.classes, run.task.class_results)
+    tables.show_figures(title, {**figures, "directory": str(output)})
     return figures[f"{config.split}/accuracy"]
 
 
-def finished(directory: Path, config: DictConfig) -> tuple[Classification, ImageData]:
-    """A finished run's task with a checkpoint's weights, and its data; ``config`` may have settings of both.
+def test(run: Run, config: DictConfig) -> dict[str, float]:
+    """Test a run's network on the split that is asked for.
 
-    Raises:
-        InputError: if the data have no such setting, or there is no such checkpoint.
+    Returns:
+        Figures named after the split, such as ``validation/accuracy``.
     """
-    trained = run.load_config(directory)
-    with open_dict(trained.task):  # an older run may not have it
-        trained.task.update({name: value for name, value in config.get("task", {}).items() if value is not None})
-    for name, value in config.data.items():
-        if value is None:
-            continue
-        if name not in trained.data:
-            raise InputError(f"data.{name}={value}: the run's {trained.data._target_} has no {name}")
-        trained.data[name] = value
-    task = build_task(trained)
-    load_weights(task, find_checkpoint(directory, config.checkpoint))
-    return task, build_data(trained, task)
-
-
-def find_checkpoint(directory: Path, name: str) -> Path:
-    """Look a checkpoint up by its name in the run, or as a path.
-
-    Raises:
-        InputError: if there is none; the message lists the run's.
-    """
-    folder = directory / "checkpoints"
-    path = next((p for p in (folder / f"{name}.ckpt", folder / name, Path(name)) if p.is_file()), None)
-    if path is None:
-        known = ", ".join(sorted(p.stem for p in folder.glob("*.ckpt"))) or "none"
-        raise InputError(f"checkpoint={name} is neither a file nor in {folder}, which holds: {known}")
-    return path
+    task, data = run.task, run.data
+    trainer: L.Trainer = instantiate(config.trainer, logger=False, enable_checkpointing=False)
+    with use_backend(config.backend):
+        if config.split == "test":
+            data.setup("test")
+            loader = data.test_dataloader()
+        else:
+            data.setup("validate")
+            loader = data.val_dataloader()
+        trainer.test(task, loader, verbose=False)
+    figures = {}
+    for name, value in trainer.callback_metrics.items():
+        figure = name.split("/")[1]  # Lightning names all figures of a test test/...
+        figures[f"{config.split}/{figure}"] = value.item()
+    return figures

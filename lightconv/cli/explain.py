@@ -10,10 +10,10 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from lightconv import visualize
-from lightconv.cli.application import instantiate
-from lightconv.cli.settings import check_choice, check_whole
+from lightconv.cli.settings import check_choice, check_integer
 from lightconv.data import ImageData
 from lightconv.data.batches import Batches, seeded_generator
+from lightconv.runs.build import instantiate
 
 
 def explain(config: DictConfig) -> None:
@@ -36,7 +36,7 @@ def augmentation(config: DictConfig) -> Figure:
         InputError: for a number of images or variations that is none.
     """
     for name in ("rows", "columns"):
-        check_whole(config, name)
+        check_integer(config, name)
     data: ImageData = instantiate(config.data)
     data.prepare_data()
     images, labels = data.split("train")

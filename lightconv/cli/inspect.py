@@ -19,7 +19,7 @@ from lightconv.analysis.comparison import changes
 from lightconv.analysis.gpus import GPUS, UNSUPPORTED
 from lightconv.analysis.machine_code import mark_main_loop
 from lightconv.cli import tables
-from lightconv.cli.settings import DTYPES, check_choice, check_whole, formatted, several
+from lightconv.cli.settings import DTYPES, as_list, check_choice, check_integer, tensor_format
 from lightconv.errors import InputError
 from lightconv.operators.backend import TRITON
 from lightconv.visualize import Point, roofline
@@ -73,7 +73,7 @@ def inspect(config: DictConfig) -> None:
     if not TRITON:
         raise InputError("inspect compiles kernels, and Triton is not installed: pip install triton (Linux)")
     check_choice(config, "dtype", DTYPES)
-    check_whole(config, "batch_size")
+    check_integer(config, "batch_size")
     if config.published:
         _show_published()
         return
@@ -92,18 +92,18 @@ def inspect(config: DictConfig) -> None:
 
 def _subjects(config: DictConfig) -> list[Subject]:
     targets: list[tuple[str, str | None]] = []
-    for gpu in several(config.gpu):
+    for gpu in as_list(config.gpu):
         if gpu in UNSUPPORTED:
             raise InputError(f"gpu={gpu}: {UNSUPPORTED[gpu]}")
         if gpu is not None and gpu not in GPUS:
             raise InputError(f"gpu={gpu}: choose one of {', '.join(GPUS)}")
         targets += [(GPUS[gpu].architecture, gpu)] if gpu else []
-    for architecture in several(config.arch) if not targets else []:
+    for architecture in as_list(config.arch) if not targets else []:
         if architecture not in ARCHITECTURES:
             raise InputError(f"arch={architecture}: choose one of {', '.join(ARCHITECTURES)}")
         first = next((name for name, gpu in GPUS.items() if gpu.architecture == architecture), None)
         targets.append((architecture, first))
-    networks = ["layer" if name is None else name for name in several(config.layers)]
+    networks = ["layer" if name is None else name for name in as_list(config.layers)]
     return [Subject(network, *target) for target in targets for network in networks]
 
 
@@ -111,7 +111,7 @@ def _inspected(subject: Subject, config: DictConfig) -> "inspection.Inspection":
     if subject.network == "layer":
         found = layers.find_layers(*_one_layer(config))
     else:
-        found = layers.network_layers(subject.network, config.batch_size, **formatted(config))
+        found = layers.network_layers(subject.network, config.batch_size, **tensor_format(config))
     with tables.console.status(f"compiling {subject.title}"):
         return inspection.inspect(found, subject.architecture, GPUS[subject.gpu] if subject.gpu else None)
 
@@ -123,7 +123,7 @@ def _one_layer(config: DictConfig) -> Any:
         with torch.device("meta"):
             module = torch.nn.Sequential(nn.ConvBlock(channels, filters, **options))
             images = torch.empty(config.batch_size, channels, size, size)
-        given = layers.convert(module, images, **formatted(config))
+        given = layers.convert(module, images, **tensor_format(config))
         module(given[1])
     except (RuntimeError, ValueError, TypeError) as error:
         raise InputError(f"layer={dict(config.layer)}: {error}") from error
@@ -134,11 +134,11 @@ def _one_layer(config: DictConfig) -> Any:
 
 
 def _show(subject: Subject, result: "inspection.Inspection") -> None:
-    kernels = [tables.stacked(row, _KERNEL_CELLS) for row in _kernel_rows(result)]
+    kernels = [tables.stack_columns(row, _KERNEL_CELLS) for row in _kernel_rows(result)]
     tables.show_rows(f"kernels of {subject.title}", kernels, dense=True)
     print(_LEGEND)
     if result.layers:
-        predicted = [tables.stacked(_folded(row), _LAYER_CELLS) for row in _layer_rows(result)]
+        predicted = [tables.stack_columns(_folded(row), _LAYER_CELLS) for row in _layer_rows(result)]
         tables.show_rows(f"{subject.title}, predicted, µs", predicted, dense=True)
         print(_PREDICTED)
 

@@ -1,4 +1,4 @@
-"""lightconv list: what a run can be made of, as one types it, and what each is for."""
+"""lightconv list: the parts a run can be made of, as one types them, each with its purpose."""
 
 from itertools import takewhile
 from pathlib import Path
@@ -25,29 +25,38 @@ GROUPS = {
 
 
 def list(config: DictConfig) -> None:
-    """Print the configurations of each group, or of the one that ``what`` names, with the comment that they open with.
+    """Print the configurations of each group, or of the group ``what``, with their opening comments.
 
     Raises:
-        InputError: for an unknown group.
+        InputError: If the group is unknown.
     """
     check_choice(config, "what", ("all", *GROUPS))
-    for group in GROUPS if config.what == "all" else (config.what,):
+    groups = GROUPS if config.what == "all" else [config.what]
+    for group in groups:
         rows = [(f"{group}={name}", purpose(path)) for name, path in sorted(choices(group).items())]
         tables.show_facts(GROUPS[group], rows)
 
 
 def choices(group: str) -> dict[str, Path]:
-    """The files of a group by the names that choose them; the user's hide lightconv's own, as Hydra has it."""
-    sources = HydraConfig.get().runtime.config_sources
-    folders = [Path(source.path, group) for source in reversed(sources) if source.schema == "file"]
-    return {
-        path.relative_to(folder).with_suffix("").as_posix(): path
-        for folder in folders
-        for path in folder.rglob("*.yaml")
-    }
+    """Return the files of a group, keyed by the name to type.
+
+    A file in a user's directory hides lightconv's own of the same name, as it does for Hydra.
+    """
+    files = {}
+    # Hydra searches its sources in order: the first file of a name wins, so it is entered last
+    for source in reversed(HydraConfig.get().runtime.config_sources):
+        if source.schema == "file":
+            folder = Path(source.path, group)
+            for path in folder.rglob("*.yaml"):
+                files[path.relative_to(folder).with_suffix("").as_posix()] = path
+    return files
 
 
 def purpose(path: Path) -> str:
-    """The comment that a configuration opens with, but for Hydra's own words."""
-    comment = takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
-    return " ".join(words for line in comment if not (words := line.lstrip("# ")).startswith("@package"))
+    """Return the comment at the head of a configuration, without Hydra's ``@package`` line."""
+    words = []
+    for line in takewhile(lambda line: line.startswith("#"), path.read_text().splitlines()):
+        text = line.lstrip("# ")
+        if not text.startswith("@package"):
+            words.append(text)
+    return " ".join(words)

@@ -1,4 +1,4 @@
-"""Settings that several verbs have, and what is wrong with them."""
+"""Settings shared by several verbs, and their checks."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,30 +11,49 @@ from lightconv.errors import InputError
 DTYPES = ("float32", "float16", "bfloat16")
 
 
-def check_choice(config: DictConfig, name: str, known: Iterable[str]) -> None:
-    """Raise InputError unless a setting is one of those known."""
-    if config[name] not in known:
-        raise InputError(f"{name}={config[name]}: choose one of {', '.join(known)}")
+def check_choice(config: DictConfig, name: str, choices: Iterable[str]) -> None:
+    """Check that a setting is one of the choices.
+
+    Args:
+        config: configuration of the verb.
+        name: name of the setting.
+        choices: values allowed.
+
+    Raises:
+        InputError: If the setting has any other value.
+    """
+    if config[name] not in choices:
+        raise InputError(f"{name}={config[name]}: choose one of {', '.join(choices)}")
 
 
-def check_whole(config: DictConfig, name: str, least: int = 1) -> None:
-    """Raise InputError unless a setting is a whole number that is large enough."""
+def check_integer(config: DictConfig, name: str, least: int = 1) -> None:
+    """Check that a setting is an integer of at least ``least``.
+
+    Args:
+        config: configuration of the verb.
+        name: name of the setting.
+        least: smallest value allowed.
+
+    Raises:
+        InputError: If it is no integer, or too small.
+    """
     value = config[name]
+    # bool is a subclass of int, and true is no number of anything
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise InputError(f"{name}={value}: give a whole number, at least {least}")
 
 
-def formatted(config: DictConfig) -> dict[str, Any]:
-    """The dtype and the memory format that a configuration asks for, by the names that ``Tensor.to`` has for them.
+def tensor_format(config: DictConfig) -> dict[str, Any]:
+    """Return the dtype and memory format of a configuration as arguments of ``Tensor.to``.
 
     Raises:
-        InputError: for an unknown dtype.
+        InputError: If the dtype is unknown.
     """
     check_choice(config, "dtype", DTYPES)
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     return {"dtype": getattr(torch, config.dtype), "memory_format": memory_format}
 
 
-def several(value: Any) -> list[Any]:
-    """A setting that may be one value or a list of them."""
+def as_list(value: Any) -> list[Any]:
+    """Return the values of a setting that takes one value or a list of them."""
     return list(value) if isinstance(value, ListConfig) else [value]

@@ -1,55 +1,77 @@
-"""One table of all jobs at the end of a sweep."""
+"""Table of all jobs at the end of a sweep."""
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from lightconv.cli import tables
 
-_COLUMNS = ("val/accuracy", "test/accuracy", "test/loss", "parameters", "seconds")
-_last: Path | None = None
+_FIGURES = ("val/accuracy", "test/accuracy", "test/loss", "parameters", "seconds")
+
+Row = dict[str, Any]
 
 
 class SweepTable(Callback):
-    """Hydra callback that remembers where the jobs of this sweep write.
+    """Hydra callback that remembers the directory of a sweep for ``show_last``.
 
-    The table is not printed in ``on_multirun_end``, which Hydra skips when a job has failed: the other jobs' results
-    are wanted all the more then.
+    The table is not printed in ``on_multirun_end``: Hydra skips that after a failed job, and then the other jobs'
+    results matter most.
     """
 
+    directory: ClassVar[Path | None] = None
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Note the sweep's directory."""
-        global _last  # noqa: PLW0603
-        _last = Path(config.hydra.sweep.dir)
+        """Remember the directory of the sweep."""
+        SweepTable.directory = Path(config.hydra.sweep.dir)
 
 
 def show_last() -> None:
-    """Print the jobs of this process's sweep, if there was one, without the settings that they share."""
-    if _last is not None and _last.is_dir() and (rows := read(_last)):
-        tables.show_rows(f"all jobs of {_last}", [{k: v for k, v in row.items() if _varies(k, rows)} for row in rows])
+    """Print the jobs of the sweep that this process ran, if it ran one, without the settings they share."""
+    directory, SweepTable.directory = SweepTable.directory, None
+    if directory is None or not directory.is_dir():
+        return
+    rows = read(directory)
+    if rows:
+        columns = {column for row in rows for column in row if _is_shown(column, rows)}
+        shown = [{column: value for column, value in row.items() if column in columns} for row in rows]
+        tables.show_rows(f"all jobs of {directory}", shown)
 
 
-def _varies(column: str, rows: list[dict[str, Any]]) -> bool:
-    return column in _COLUMNS or len(rows) == 1 or len({str(row[column]) for row in rows if column in row}) > 1
+def _is_shown(column: str, rows: list[Row]) -> bool:
+    """Return True for figures, and for settings that differ between jobs."""
+    if column in _FIGURES or len(rows) == 1:
+        return True
+    values = {str(row[column]) for row in rows if column in row}
+    return len(values) > 1
 
 
-def read(directory: Path) -> list[dict[str, Any]]:
-    """One row a job: its overrides, then its final figures, or "failed"."""
-    jobs = sorted((p for p in directory.iterdir() if p.is_dir() and p.name.isdigit()), key=lambda p: int(p.name))
-    rows = []
-    for job in jobs:
-        row: dict[str, Any] = {"job": job.name}
-        if (job / "overrides.json").is_file():
-            row |= dict(
-                o.lstrip("+").split("=", 1) for o in json.loads((job / "overrides.json").read_text()) if "=" in o
-            )
-        if (job / "metrics.json").is_file():
-            metrics = json.loads((job / "metrics.json").read_text())
-            row |= {name: metrics[name] for name in _COLUMNS if name in metrics}
-        else:
-            row["test/accuracy"] = "failed"
-        rows.append(row)
-    return rows
+def read(directory: Path) -> list[Row]:
+    """Read the results of a sweep.
+
+    Args:
+        directory: directory of the sweep, with one numbered folder per job.
+
+    Returns:
+        One row per job: its overrides, then its final figures, or "failed".
+    """
+    jobs = [path for path in directory.iterdir() if path.is_dir() and path.name.isdigit()]
+    return [_read_job(job) for job in sorted(jobs, key=lambda job: int(job.name))]
+
+
+def _read_job(job: Path) -> Row:
+    row: Row = {"job": job.name}
+    overrides, metrics = job / "overrides.json", job / "metrics.json"
+    if overrides.is_file():
+        for override in json.loads(overrides.read_text()):
+            name, equals, value = override.lstrip("+").partition("=")
+            if equals:
+                row[name] = value
+    if metrics.is_file():
+        figures = json.loads(metrics.read_text())
+        row |= {name: figures[name] for name in _FIGURES if name in figures}
+    else:
+        row["test/accuracy"] = "failed"
+    return row

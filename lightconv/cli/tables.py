@@ -11,66 +11,101 @@ from torch import Tensor
 
 console = Console()
 
+Row = Mapping[str, Any]
 
-def show_figures(title: str, figures: Mapping[str, Any]) -> None:
-    """Print names and values, a row each."""
+
+def show_figures(title: str, figures: Row) -> None:
+    """Print names and values, one per row."""
     table = Table("figure", title=title, title_justify="left", show_header=False)
     table.add_column(justify="right")
     for name, value in figures.items():
-        table.add_row(name, text(value))
+        table.add_row(name, format_value(value))
     console.print(table)
 
 
 def show_classes(classes: Sequence[str], results: Mapping[str, Tensor]) -> None:
-    """Print precision, recall and F1 of every class, and what it is most often taken for."""
-    confusion = results["confusion"]
+    """Print precision, recall and F1 of every class, and the class it is most often taken for.
+
+    Args:
+        classes: names of the classes.
+        results: figures of a test as ``Classification.class_results`` holds them.
+    """
+    confusion = results["confusion"]  # (true class, predicted class)
     table = Table("class", title="each class", title_justify="left")
     for name in ("images", "precision", "recall", "f1"):
         table.add_column(name, justify="right")
     table.add_column("most often taken for")
     for index, name in enumerate(classes):
-        mistakes = confusion[index].clone()
-        mistakes[index] = 0
-        taken_for = f"{classes[int(mistakes.argmax())]} ({int(mistakes.max())})" if mistakes.any() else ""
-        figures = (f"{results[key][index]:.4f}" for key in ("precision", "recall", "f1"))
-        table.add_row(name, str(int(confusion[index].sum())), *figures, taken_for)
+        images = str(int(confusion[index].sum()))
+        figures = [f"{results[key][index]:.4f}" for key in ("precision", "recall", "f1")]
+        table.add_row(name, images, *figures, _frequent_mistake(confusion, index, classes))
     console.print(table)
 
 
-def show_rows(title: str, rows: Sequence[Mapping[str, Any]], dense: bool = False) -> None:
-    """Print dictionaries as rows under the union of their keys; densely if they are many and their first one names."""
+def _frequent_mistake(confusion: Tensor, index: int, classes: Sequence[str]) -> str:
+    mistakes = confusion[index].clone()
+    mistakes[index] = 0
+    if not mistakes.any():
+        return ""
+    return f"{classes[int(mistakes.argmax())]} ({int(mistakes.max())})"
+
+
+def show_rows(title: str, rows: Sequence[Row], *, dense: bool = False) -> None:
+    """Print dictionaries as rows of a table.
+
+    Args:
+        title: title above the table.
+        rows: one dictionary per row; a column per key of any of them.
+        dense: print without borders, with the first column as the rows' names.
+    """
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    tight: dict[str, Any] = {"box": box.SIMPLE_HEAD, "collapse_padding": True, "pad_edge": False} if dense else {}
-    table = Table(title=title, title_justify="left", **tight)
+    if dense:
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    else:
+        table = Table(title=title, title_justify="left")
     for index, name in enumerate(columns):
-        names = dense and index == 0
-        table.add_column(name, justify="left" if names else "right", overflow="fold", no_wrap=names)
+        if dense and index == 0:
+            table.add_column(name, overflow="fold", no_wrap=True)
+        else:
+            table.add_column(name, overflow="fold", justify="right")
     for row in rows:
-        table.add_row(*(text(row.get(name, "")) for name in columns))
+        cells = [format_value(row.get(name, "")) for name in columns]
+        table.add_row(*cells)
     console.print(table)
 
 
-def stacked(row: Mapping[str, Any], cells: Sequence[Sequence[str]]) -> dict[str, str]:
-    """A row with several of its columns above each other in a cell: as narrow as a terminal."""
-    return {"\n".join(names): "\n".join(text(row[name]) for name in names) for names in cells}
+def stack_columns(row: Row, cells: Sequence[Sequence[str]]) -> dict[str, str]:
+    """Put several columns of a row above each other in one cell, so that the table fits a terminal.
+
+    Args:
+        row: values by column.
+        cells: columns of each cell.
+    """
+    stacked = {}
+    for names in cells:
+        stacked["\n".join(names)] = "\n".join(format_value(row[name]) for name in names)
+    return stacked
 
 
 def show_facts(title: str, rows: Sequence[Sequence[str]]) -> None:
-    """Print words in columns under a title."""
+    """Print words in columns below a title."""
     grid = Table.grid(padding=(0, 2), pad_edge=True)
     for row in rows:
-        grid.add_row(*map(Text, row))  # as they are: brackets are no markup
+        grid.add_row(*map(Text, row))  # Text, because rich would read brackets in a string as markup
     console.print(Text(title, style="bold"), grid, "", sep="\n")
 
 
-def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Dictionaries with the same keys as a Markdown table."""
-    lines = [rows[0].keys(), ["---"] * len(rows[0]), *(map(text, row.values()) for row in rows)]
+def markdown(rows: Sequence[Row]) -> str:
+    """Return dictionaries with the same keys as a Markdown table."""
+    lines = [list(rows[0]), ["---"] * len(rows[0])]
+    lines += [[format_value(value) for value in row.values()] for row in rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def text(value: Any) -> str:
-    """Four digits behind the point for shares, thousands separated."""
+def format_value(value: Any) -> str:
+    """Return numbers below ten with four decimals, and larger ones with separated thousands."""
     if isinstance(value, float):
         return f"{value:.4f}" if abs(value) < 10 else f"{value:,.1f}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(value)

@@ -2,237 +2,222 @@
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from lightning.pytorch.utilities.seed import isolate_rng
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from lightconv import visualize
-from lightconv.callbacks import FineTuning, KernelSummary
-from lightconv.cli import run, tables
-from lightconv.cli.application import instantiate
+from lightconv.callbacks import FineTuning
+from lightconv.cli import tables
 from lightconv.data import ImageData, ImageFolder
 from lightconv.errors import InputError
-from lightconv.loggers import read_metrics
-from lightconv.models.weights import read_checkpoint
 from lightconv.operators.backend import use_backend
-from lightconv.tasks import Classification, range_test
+from lightconv.runs import checkpoints, results
+from lightconv.runs.build import build_data, build_task, build_trainer
+from lightconv.runs.configuration import load_config, override_config, with_classes, with_learning_rate
+from lightconv.runs.directory import check_unused, write_definition, write_json
+from lightconv.runs.learning_rate import find_learning_rate
+from lightconv.tasks import Classification
 
 _SIGTERM_STATUS = 143
 
 
+class Parts(NamedTuple):
+    """Objects of a run.
+
+    Attributes:
+        config: configuration of the run, with the learning rate if one was searched for.
+        task: network with its losses, metrics and optimizer.
+        data: images and labels, read for training.
+        trainer: Trainer with callbacks and loggers.
+    """
+
+    config: DictConfig
+    task: Classification
+    data: ImageData
+    trainer: L.Trainer
+
+
 def train(config: DictConfig) -> float | None:
-    """Train, test the best weights, and write everything into the run's directory.
+    """Train a network, test its best weights, and write everything into the run's directory.
 
     Returns:
-        The figure that ``objective`` names, for Hydra's sweepers; None if the run has no such figure.
+        The figure named by ``objective``, for Hydra's sweepers; None if the run has no such figure.
 
     Raises:
-        InputError: if the configuration does not make a run.
+        InputError: If the configuration does not make a run.
+    """
+    resuming = config.resume is not None
+    directory = open_directory(resuming)
+    if resuming:
+        config = resumed_config(directory)
+    check_settings(config)
+    parts = build(config, directory)
+    check_parts(parts)
+    checkpoint = None
+    if resuming:
+        checkpoint = resume_point(parts, directory)
+    else:
+        claim(parts, directory)
+    seconds = fit(parts, checkpoint, directory)
+    test(parts, directory)
+    return write_results(parts, seconds, directory)
+
+
+def open_directory(resuming: bool) -> Path:
+    """Return the directory of the run; a new run's must hold no run yet, and gets overrides.json.
+
+    Raises:
+        InputError: If a new run would overwrite another.
     """
     directory = Path(HydraConfig.get().runtime.output_dir)
-    resuming = config.resume is not None
-    if resuming:
-        config = run.reopen(directory)
-        if config.get("find_lr"):
-            raise InputError("find_lr=true: a resumed run keeps its learning rate")
-    else:
-        run.check_unused(directory)
-        run.write_json(directory / "overrides.json", list(HydraConfig.get().overrides.task))
-    check_settings(config)
-    L.seed_everything(config.seed, workers=True, verbose=False)
-    task = build_task(config)
-    data = build_data(config, task)
-    data.prepare_data()
-    data.setup("fit")  # what is missing is missed before there is a run
+    if not resuming:
+        check_unused(directory)
+        write_json(directory / "overrides.json", list(HydraConfig.get().overrides.task))
+    return directory
+
+
+def resumed_config(directory: Path) -> DictConfig:
+    """Read the configuration of a run to resume, with the settings of this command over it.
+
+    Raises:
+        InputError: If the command chooses another group than the run did, or searches for a learning rate.
+    """
+    command = HydraConfig.get()
+    settings = [setting for setting in command.overrides.task if not setting.lstrip("+~").startswith("resume=")]
+    groups = [setting for setting in settings if setting.split("=", 1)[0].lstrip("+~") in command.runtime.choices]
+    config = load_config(directory)
+    if groups:
+        raise InputError(
+            f"a resumed run keeps its {', '.join(groups)}. Leave that out: only single settings like a.b=c can change."
+        )
+    config = override_config(config, settings)
     if config.get("find_lr"):
-        find_learning_rate(config, data, directory)
-        L.seed_everything(config.seed, workers=True, verbose=False)
-        task = build_task(config)  # anew, with the rate
-    task.check_fit(data)
-    trainer = build_trainer(config, directory)
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, FineTuning):
-            callback.check(task)
-    batch = torch.zeros(data.batch_size, *data.image_shape)
-    task.example_input_array = trainer.precision_plugin.convert_input(batch)
-    if not resuming:  # everything fits: from here on there is a run
-        begin(directory, config, data)
-    checkpoint = run.last_checkpoint(directory, config) if resuming else None
-    with use_backend(config.backend):
-        started = time.perf_counter()
-        fit(trainer, task, data, checkpoint, directory)
-        seconds = time.perf_counter() - started
-        test(trainer, task, data, directory)
-    figures = {
-        **{name: float(value) for name, value in best_validation(directory).items()},
-        **{name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("test/")},
-        "parameters": sum(p.numel() for p in task.model.parameters()),
-        "epochs": trainer.current_epoch,
-        "seconds": round(seconds, 3),
-        "seed": config.seed,
-    }
-    write_results(directory, task, data, figures)
-    return figures.get(config.objective)
+        raise InputError("find_lr=true: a resumed run keeps its learning rate. Leave find_lr out.")
+    return config
 
 
 def check_settings(config: DictConfig) -> None:
-    """Refuse what would fail later, or differently from what was meant.
+    """Check the settings that would otherwise fail late or be misunderstood.
 
     Raises:
-        InputError: for a seed that is none, or more than one process.
+        InputError: If the seed is not a whole number in range, or more than one process is asked for.
     """
     if not isinstance(config.seed, int) or not 0 <= config.seed < 2**32:
         raise InputError(f"seed={config.seed}: a seed is a whole number from 0 to {2**32 - 1}")
     if config.trainer.devices not in {1, "1", "auto"}:
         raise InputError(
-            f"trainer.devices={config.trainer.devices}: the command line trains in one process; for more, call "
-            "lightning.Trainer on lightconv.tasks.Classification in a script of your own"
+            f"trainer.devices={config.trainer.devices}: the command line trains in one process. For more, call "
+            "lightning.Trainer on lightconv.tasks.Classification in a script of your own."
         )
 
 
-def build_data(config: DictConfig, task: Classification) -> ImageData:
-    """Build the data, as the network expects them to be."""
-    preprocessing = getattr(task.model, "preprocessing", None)
-    if preprocessing is None:
-        return instantiate(config.data)
-    try:
-        return instantiate(config.data, _partial_=True)(preprocessing=preprocessing)  # Hydra would make it a config
-    except TypeError as error:
-        raise InputError(f"data: {error}") from error
+def build(config: DictConfig, directory: Path) -> Parts:
+    """Build network, data and Trainer, read the training images, and search for a learning rate if asked to.
 
-
-def begin(directory: Path, config: DictConfig, data: ImageData) -> None:
-    """Write what defines a run; of a folder of images also its classes, in config.yaml, and which files gave no image.
-
-    The folder may change: a network's outputs keep their names.
-    """
-    if isinstance(data, ImageFolder):
-        OmegaConf.update(config, "data.classes", list(data.classes), force_add=True)
-        run.write_json(directory / "bad_files.json", data.bad_files)
-    run.begin(directory, config)
-
-
-def build_task(config: DictConfig) -> Classification:
-    """Build the network and, around it, the task with its optimizer and scheduler."""
-    model = instantiate(config.model)
-    if config.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    names = (
-        ["optimizer"] if config.get("finetune") else ["optimizer", "scheduler"]
-    )  # each stage has a schedule of its own
-    parts = {name: instantiate(config[name]) for name in names if config.get(name)}
-    return instantiate(config.task, model=model, **parts)
-
-
-def build_trainer(config: DictConfig, directory: Path) -> L.Trainer:
-    """Build the Trainer with the callbacks and loggers of the configuration."""
-    callbacks = [instantiate(c) for c in config.callbacks.values() if c]
-    if config.get("finetune"):
-        callbacks.insert(0, instantiate(config.finetune, scheduler=instantiate(config.scheduler)))
-    if config.trainer.get("enable_model_summary"):
-        callbacks.append(KernelSummary(max_depth=2))  # in place of Lightning's own; the task's one layer is the network
-    loggers = [logger for c in config.logger.values() if c and (logger := instantiate(c)) is not None]
-    return instantiate(config.trainer, callbacks=callbacks, logger=loggers, default_root_dir=str(directory))
-
-
-def find_learning_rate(config: DictConfig, data: ImageData, directory: Path) -> None:
-    """Set the configuration's learning rate by a range test with a network and a Trainer of its own.
-
-    The run is then as if it had been given the rate. Lightning's Tuner is told to leave validation out, in its way.
+    Images are read here so that missing files stop the command before the directory holds a run.
 
     Raises:
-        InputError: if no rate is found.
+        InputError: If a part refuses its settings, or files are missing.
     """
-    with isolate_rng(), use_backend(config.backend):
-        task = build_task(OmegaConf.create({**config, "scheduler": None}))
-        if config.get("finetune"):
-            instantiate(config.finetune).begin(task)
-        trainer = instantiate(
-            config.trainer,
-            max_epochs=-1,
-            check_val_every_n_epoch=2**31,
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            default_root_dir=str(directory),
-        )
-        found = range_test(trainer, task, data)
-    rate = float(f"{found.suggestion():.2g}")
-    visualize.learning_rates(found.rates, found.losses, rate).savefig(directory / "lr_finder.png", dpi=110)
-    print(f"learning rate found: {rate}")
-    config.optimizer.lr, config.find_lr = rate, False
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    task = build_task(config)
+    data = build_data(config, task)
+    data.prepare_data()
+    data.setup("fit")
+    if config.get("find_lr"):
+        rate = find_learning_rate(config, data, directory)
+        print(f"learning rate found: {rate}")
+        config = with_learning_rate(config, rate)
+        # anew with that rate, as if it had been given
+        L.seed_everything(config.seed, workers=True, verbose=False)
+        task = build_task(config)
+    return Parts(config, task, data, build_trainer(config, directory))
 
 
-def fit(trainer: L.Trainer, task: Classification, data: ImageData, checkpoint: Path | None, directory: Path) -> None:
-    """Train; when interrupted, say how to go on."""
+def check_parts(parts: Parts) -> None:
+    """Check that network, data and stages of fine-tuning fit together, and give the network an example batch.
+
+    Raises:
+        InputError: If they do not fit.
+    """
+    parts.task.check_fit(parts.data)
+    for callback in parts.trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, FineTuning):
+            callback.check(parts.task)
+    batch = torch.zeros(parts.data.batch_size, *parts.data.image_shape)
+    parts.task.example_input_array = parts.trainer.precision_plugin.convert_input(batch)
+
+
+def claim(parts: Parts, directory: Path) -> None:
+    """Write the configuration and environment: from here on the directory holds a run.
+
+    For a folder of images, write its class names into config.yaml, and the unreadable files into bad_files.json.
+    """
+    config = parts.config
+    if isinstance(parts.data, ImageFolder):
+        config = with_classes(config, parts.data.classes)
+        write_json(directory / "bad_files.json", parts.data.bad_files)
+    write_definition(directory, config)
+
+
+def resume_point(parts: Parts, directory: Path) -> Path | None:
+    """Return the checkpoint to go on from, with its paths rewritten if the run was moved.
+
+    Returns:
+        None if the run did not finish its first epoch and starts again.
+
+    Raises:
+        InputError: If the checkpoint is damaged, or beyond trainer.max_epochs.
+    """
+    checkpoint = checkpoints.find_last_checkpoint(directory)
+    if checkpoint is not None:
+        checkpoints.check_epoch(checkpoint, parts.config.trainer.max_epochs)
+        checkpoints.rewrite_moved_checkpoint(checkpoint, directory)
+    return checkpoint
+
+
+def fit(parts: Parts, checkpoint: Path | None, directory: Path) -> float:
+    """Train; if interrupted, print the command that goes on.
+
+    Returns:
+        Seconds of training.
+    """
+    started = time.perf_counter()
     try:
-        trainer.fit(task, data, ckpt_path=checkpoint)
-    except SystemExit as stop:  # Lightning's answer to Ctrl-C, and what its SIGTERMException derives from
+        with use_backend(parts.config.backend):
+            parts.trainer.fit(parts.task, parts.data, ckpt_path=checkpoint)
+    except SystemExit as stop:  # raised by Lightning after Ctrl-C; its SIGTERMException is one, too
         print(f"stopped; go on with: lightconv train resume={directory}")
-        raise SystemExit(_SIGTERM_STATUS) if isinstance(stop, SIGTERMException) else stop from None
+        if isinstance(stop, SIGTERMException):
+            raise SystemExit(_SIGTERM_STATUS) from None
+        raise
+    return time.perf_counter() - started
 
 
-def test(trainer: L.Trainer, task: Classification, data: ImageData, directory: Path) -> None:
-    """Test the best weights, or the last where none were kept."""
+def test(parts: Parts, directory: Path) -> None:
+    """Test the best weights, or the last ones if no best checkpoint was kept."""
     best = directory / "checkpoints" / "best.ckpt"
     if best.is_file():
-        load_weights(task, best)
-    trainer.test(task, data, verbose=False)
+        checkpoints.load_weights(parts.task, best)
+    with use_backend(parts.config.backend):
+        parts.trainer.test(parts.task, parts.data, verbose=False)
 
 
-def load_weights(task: Classification, path: Path) -> None:
-    """Put the weights of a checkpoint or of a weights.pt, and nothing else of it, into the task.
+def write_results(parts: Parts, seconds: float, directory: Path) -> float | None:
+    """Write weights, figures and pictures, and print the tables.
 
-    Raises:
-        InputError: if the file is damaged, or of another network.
+    Returns:
+        The figure named by ``objective``; None if there is none.
     """
-    content = read_checkpoint(path)
-    try:
-        if "state_dict" in content:
-            task.load_state_dict(content["state_dict"])
-        else:
-            task.model.load_state_dict(content)
-    except (RuntimeError, TypeError) as error:
-        raise InputError(f"{path} does not hold the weights of this {type(task.model).__name__}: {error}") from error
-
-
-def best_validation(directory: Path) -> dict[str, float]:
-    """The validation figures of the epoch with the lowest loss, whose weights are tested."""
-    rows = [row for row in read_metrics(directory / "metrics.csv") if "val/loss" in row]
-    best = min(rows, key=lambda row: row["val/loss"], default={})
-    return {name: value for name, value in best.items() if name.startswith("val/")}
-
-
-def write_results(directory: Path, task: Classification, data: ImageData, figures: dict[str, Any]) -> None:
-    """Write metrics.json, weights.pt and the pictures, and print the tables."""
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in task.model.state_dict().items()}
-    torch.save(weights, directory / "weights.pt")
-    title = titled(task, data)
-    curve = visualize.learning_curve(read_metrics(directory / "metrics.csv"), title)
-    curve.savefig(directory / "learning_curve.png", dpi=110)
-    per_class = {}
-    if task.class_results:  # there are none if testing was turned off
-        show_classes(directory, task, data, f"{title}, test")
-        per_class = {
-            name: {key: round(task.class_results[key][index].item(), 6) for key in ("precision", "recall", "f1")}
-            for index, name in enumerate(data.classes)
-        }
-    run.write_json(directory / "metrics.json", {**figures, "classes": per_class})
-    tables.show_figures(title, {**figures, "directory": str(directory)})
-
-
-def titled(task: Classification, data: ImageData) -> str:
-    """Which network on which data."""
-    return f"{getattr(task.model, 'name', type(task.model).__name__)} on {type(data).__name__}"
-
-
-def show_classes(directory: Path, task: Classification, data: ImageData, title: str) -> None:
-    """Draw the confusion matrix of the last test, and print its figures of each class."""
-    confusion = visualize.confusion_matrix(task.class_results["confusion"], data.classes, title)
-    confusion.savefig(directory / "confusion_matrix.png", dpi=110)
-    tables.show_classes(data.classes, task.class_results)
+    config, task, data, trainer = parts
+    figures = results.run_figures(trainer, task, directory)
+    figures |= {"seconds": round(seconds, 3), "seed": config.seed}
+    results.write_results(directory, task, data, figures)
+    if task.class_results:  # empty if testing was turned off
+        tables.show_classes(data.classes, task.class_results)
+    tables.show_figures(results.run_title(task, data), {**figures, "directory": str(directory)})
+    return figures.get(config.objective)

@@ -9,7 +9,7 @@ from rich.progress import track
 from lightconv.analysis.layers import network_layers
 from lightconv.autotune import search
 from lightconv.cli import tables
-from lightconv.cli.settings import check_whole, formatted, several
+from lightconv.cli.settings import as_list, check_integer, tensor_format
 from lightconv.operators import autotune_file
 
 _NOTE = """\
@@ -27,14 +27,14 @@ def tune(config: DictConfig) -> None:
     Raises:
         InputError: If a setting is invalid, or there is no GPU for kernels.
     """
-    options = formatted(config)
-    check_whole(config, "batch_size")
-    check_whole(config, "rounds")
+    options = tensor_format(config)
+    check_integer(config, "batch_size")
+    check_integer(config, "rounds")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     gpu = search.gpu_name(device)
     file = autotune_file.path(gpu)
     results: list[search.Result] = []
-    for network in several(config.layers):
+    for network in as_list(config.layers):
         layers = search.distinct(network_layers(network, config.batch_size, **options))
         for layer in track(layers, f"measuring {network}", console=tables.console):
             results += search.tune_layer(layer, device, file, config.rounds)

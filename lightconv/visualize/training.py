@@ -12,7 +12,7 @@ def learning_curve(rows: Sequence[dict[str, float]], title: str = "") -> Figure:
     """Draw loss and accuracy over the epochs.
 
     Args:
-        rows: one dictionary an epoch, as `lightconv.loggers.read_metrics` reads them.
+        rows: one dictionary an epoch, as `lightconv.runs.read_metrics` reads them.
         title: above the figure.
     """
     figure = Figure(figsize=(9, 3.6), layout="constrained")

@@ -1,8 +1,7 @@
 from pathlib import Path
 
 import pytest
-
-from cli.conftest import metrics
+from helpers.command_line import metrics
 
 SMOKE = ("debug=smoke", "trainer.enable_progress_bar=false", "hydra.run.dir=runs/mine")
 
@@ -47,7 +46,7 @@ def test_averages_over_views_for_who_asks(trained, split, capsys):
         ([], ["run"]),
         (["run=runs/other"], ["runs/other", "not a run"]),
         (["run=runs/mine", "checkpoint=middle"], ["checkpoint=middle", "best, last"]),
-        (["run=runs/mine", "split=train"], ["test or validation"]),
+        (["run=runs/mine", "split=train"], ["split=train", "test, validation"]),
         (["run=runs/mine", "data.root=elsewhere"], ["data.root=elsewhere", "has no root"]),
         (["run=runs/mine", "checkpoint=runs/mine/metrics.csv"], ["no checkpoint"]),
         (["run=runs/mine", "task.views=[turn]"], ["views=turn", "flip, vertical_flip"]),

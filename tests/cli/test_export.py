@@ -116,11 +116,11 @@ def test_every_kind_of_layer_can_be_exported_and_a_difference_is_noticed(tmp_pat
     if fuse:
         lc.fuse(model)
     path = tmp_path / "model"
-    written = writer(export.exported(model.train(), batch), path)
+    written = writer(export.export_program(model.train(), batch), path)
     torch.testing.assert_close(written(batch), expected)
-    assert export.checked(written, model, batch, path) < 1e-5
+    assert export.check_file(written, model, batch, path) < 1e-5
     for error in (0.01, float("nan")):
         path.touch()
-        with pytest.raises(RuntimeError, match="did not compute what the network does"):
-            export.checked(lambda images, error=error: written(images) + error, model, batch, path)
+        with pytest.raises(RuntimeError, match="does not compute what the network does"):
+            export.check_file(lambda images, error=error: written(images) + error, model, batch, path)
         assert not path.exists()

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.command_line import metrics, runs
 from omegaconf import OmegaConf
-
-from cli.conftest import metrics, runs
 
 TINY = [
     *("model=pretrained", "model.backbone=timm/test_efficientnet", "model.weights=none", "model.image_size=32"),

@@ -3,10 +3,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from helpers.command_line import metrics
 from helpers.photographs import BAD, write_odd_files, write_photographs
 from omegaconf import OmegaConf
 
-from cli.conftest import metrics
 from lightconv.errors import InputWarning
 
 # what is left out is looked at in one test

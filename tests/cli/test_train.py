@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.command_line import metrics, runs
 from models.test_lenet import PlainLeNet
 from omegaconf import OmegaConf
 from rich import get_console
 
-from cli.conftest import metrics, runs
-from lightconv.loggers import read_metrics
+from lightconv.runs import read_metrics
 
 SMOKE = ("debug=smoke", "trainer.enable_progress_bar=false")
 
@@ -195,7 +195,7 @@ def test_a_resumed_run_keeps_its_groups(lightconv, capsys):
     assert "keeps its optimizer=sgd" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         lightconv("train", "resume=runs/nowhere")
-    assert "no run is there" in capsys.readouterr().err
+    assert "is not a run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)])

@@ -6,7 +6,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from lightconv.cli.bench.report import Report
-from lightconv.cli.settings import DTYPES, check_choice, check_whole
+from lightconv.cli.settings import DTYPES, check_choice, check_integer
 from lightconv.errors import InputError
 
 # each is a file here with a function of that name, and the Markdown file that output=auto writes
@@ -31,7 +31,7 @@ def bench(config: DictConfig) -> None:
     check_choice(config, "dtype", DTYPES)
     for name, least in _LEAST.items():
         if (name, config[name]) != ("images", None):
-            check_whole(config, name, least)
+            check_integer(config, name, least)
     output = _output(config)
     # the others' libraries take seconds to import
     measure = getattr(importlib.import_module(f"{__name__}.{config.what}"), config.what)

@@ -18,14 +18,13 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose, Normalize, ToTensor
 
 from lightconv.callbacks import GracefulStop, RandomState
-from lightconv.cli.application import instantiate
 from lightconv.cli.bench.layers import TorchBlock
 from lightconv.cli.bench.report import clock
-from lightconv.cli.settings import formatted
-from lightconv.cli.train import build_task
+from lightconv.cli.settings import tensor_format
 from lightconv.data import ImageData
 from lightconv.data.base import Split
 from lightconv.nn import ConvBlock
+from lightconv.runs.build import build_task, instantiate
 
 EPOCHS = 2  # a warm-up, and the one that is timed
 
@@ -203,7 +202,7 @@ def _loop(config: DictConfig, data: Sized, block: type[Module]) -> Trained:
 
 def _network(config: DictConfig, block: type[Module]) -> Module:
     torch.manual_seed(config.seed)
-    return instantiate(config.model, block=block).to(**formatted(config))
+    return instantiate(config.model, block=block).to(**tensor_format(config))
 
 
 TRAININGS: dict[str, Callable[[DictConfig, Sized], Trained]] = {

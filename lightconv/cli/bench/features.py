@@ -10,10 +10,11 @@ from omegaconf import DictConfig
 from lightconv.callbacks import FineTuning
 from lightconv.cli.application import quiet
 from lightconv.cli.bench.report import Report, circumstances, clock
-from lightconv.cli.settings import check_whole
-from lightconv.cli.train import build_data, build_task, titled
+from lightconv.cli.settings import check_integer
 from lightconv.errors import InputError
 from lightconv.models import Pretrained
+from lightconv.runs.build import build_data, build_task
+from lightconv.runs.results import run_title
 
 _SIDES = {"features": "memory", "images": None}
 _NOTE = (
@@ -28,7 +29,7 @@ def features(config: DictConfig) -> Report:
     Raises:
         InputError: for a network that is not pretrained, or images that vary from epoch to epoch.
     """
-    check_whole(config.features, "epochs")
+    check_integer(config.features, "epochs")
     if config.dtype != "float32" or config.data.augmentation is not None:
         raise InputError("what=features trains in float32, on images that stay the same: leave augmentation out")
     quiet()  # again: Lightning has not been imported before this file was
@@ -76,7 +77,7 @@ def train(config: DictConfig, cache: str | None, seed: int) -> tuple[str, list[f
     )
     trainer.fit(task, datamodule=data)
     (figures,) = trainer.test(task, datamodule=data, verbose=False)
-    return titled(task, data), epochs.seconds, figures["test/accuracy"]
+    return run_title(task, data), epochs.seconds, figures["test/accuracy"]
 
 
 class Epochs(L.Callback):

@@ -13,7 +13,7 @@ from torch.nn import Module
 from lightconv.analysis.layers import build_network
 from lightconv.autotune.timing import milliseconds, sample_in_turns
 from lightconv.cli.bench.report import Report, circumstances
-from lightconv.cli.settings import check_whole, formatted, several
+from lightconv.cli.settings import as_list, check_integer, tensor_format
 from lightconv.surgery.fuse import fuse, unfuse
 
 
@@ -23,9 +23,9 @@ def fused(config: DictConfig) -> Report:
     Raises:
         InputError: for an unknown network, or one in which there is nothing to fuse.
     """
-    check_whole(config.fused, "batch_size")
+    check_integer(config.fused, "batch_size")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    known = {name: build_network(name) for name in several(config.fused.networks)}  # a misspelt one costs no time
+    known = {name: build_network(name) for name in as_list(config.fused.networks)}  # a misspelt one costs no time
     rows = [measure(name, *network, config, device) for name, network in known.items()]
     depends_on = circumstances(config, device, "torch", "torchvision")
     return Report({f"milliseconds of {config.fused.batch_size} images in evaluation: {depends_on}": rows})
@@ -42,7 +42,7 @@ def measure(
     network.to(device).train()(torch.randn(2, *size, device=device))  # for statistics that are not those of the start
     images = torch.randn(config.fused.batch_size, *size, device=device)
     check(network.eval(), images)
-    network, images = network.to(**formatted(config)), images.to(**formatted(config))
+    network, images = network.to(**tensor_format(config)), images.to(**tensor_format(config))
     contenders = {"fused": partial(_after, fuse, network, images), "unfused": partial(_after, unfuse, network, images)}
     taken = sample_in_turns(contenders, config.rounds)
     ratios = [ours / theirs for ours, theirs in zip(*taken.values(), strict=True)]  # of a round: others may come and go

@@ -11,7 +11,7 @@ from torch.nn import Module
 
 from lightconv import nn
 from lightconv.autotune.timing import PASSES, by_torch_in_float64, forward_and_backward, integers, medians
-from lightconv.cli.settings import formatted
+from lightconv.cli.settings import tensor_format
 from lightconv.operators.backend import BackendName, use_backend
 
 
@@ -86,8 +86,8 @@ class Contender(NamedTuple):
 
 def sides(layer: Layer, config: DictConfig, device: str) -> tuple[Module, Module, Tensor]:
     """The layer of lightconv.nn and of torch.nn, and images for it."""
-    ours, theirs = (layer.build(library).to(device, **formatted(config)) for library in (nn, Torch))
-    images = torch.randn(layer.images, device=device).to(**formatted(config))
+    ours, theirs = (layer.build(library).to(device, **tensor_format(config)) for library in (nn, Torch))
+    images = torch.randn(layer.images, device=device).to(**tensor_format(config))
     return ours, theirs, images.requires_grad_(layer.images[1] > 3)  # a first layer's images need no gradient
 
 

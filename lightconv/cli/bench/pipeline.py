@@ -11,8 +11,8 @@ from lightconv.autotune.timing import medians
 from lightconv.cli.application import quiet
 from lightconv.cli.bench.epochs import LOADERS, TRAININGS, Sized, device, loading_seconds, training_seconds
 from lightconv.cli.bench.report import Report, circumstances
-from lightconv.cli.train import build_data, build_task
 from lightconv.errors import InputError
+from lightconv.runs.build import build_data, build_task
 
 _NOTE = (
     "Timed: in training, an epoch's order, batches, forward, backward, optimizer step and, in Lightning, mean loss "

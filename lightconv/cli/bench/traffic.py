@@ -6,11 +6,11 @@ from torch.nn import Module
 
 from lightconv import nn
 from lightconv.analysis import Traffic, compare
-from lightconv.cli.application import instantiate
 from lightconv.cli.bench.layers import TorchBlock
 from lightconv.cli.bench.report import Report, memory_format
-from lightconv.cli.settings import formatted
+from lightconv.cli.settings import tensor_format
 from lightconv.errors import InputError
+from lightconv.runs.build import instantiate
 
 
 def traffic(config: DictConfig) -> Report:
@@ -20,7 +20,9 @@ def traffic(config: DictConfig) -> Report:
         InputError: if there is no such model or layer.
     """
     side = config.model.image_size
-    images = torch.empty(config.batch_size, config.model.channels, side, side, device="meta").to(**formatted(config))
+    images = torch.empty(config.batch_size, config.model.channels, side, side, device="meta").to(
+        **tensor_format(config)
+    )
     ours, theirs = (_network(config, block) for block in (nn.ConvBlock, TorchBlock))
     try:
         theirs(images)
@@ -36,7 +38,7 @@ def traffic(config: DictConfig) -> Report:
 
 def _network(config: DictConfig, block: type[Module]) -> Module:
     with torch.device("meta"):
-        model: Module = instantiate(config.model, block=block).to(**formatted(config))
+        model: Module = instantiate(config.model, block=block).to(**tensor_format(config))
     if config.layers is None:
         return model
     try:

@@ -1,0 +1,43 @@
+"""Resolvers: the functions that conf/*.yaml call, such as ``${run_name:...}``."""
+
+from omegaconf import DictConfig, OmegaConf
+
+from lightconv.runs.directory import existing_run
+
+
+def register_resolvers() -> None:
+    """Make the resolvers known to OmegaConf, for this process and the processes that Hydra's launchers start."""
+    OmegaConf.register_new_resolver("evaluated_run", evaluated_run, replace=True)
+    OmegaConf.register_new_resolver("run_directory", run_directory, replace=True)
+    OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+
+
+def run_directory(resume: str | None, fresh: str) -> str:
+    """Return the directory of a training run.
+
+    Args:
+        resume: directory of the run to resume; None for a new run.
+        fresh: directory of a new run.
+
+    Raises:
+        InputError: If there is no run to resume.
+    """
+    return fresh if resume is None else str(existing_run(resume, "resume"))
+
+
+def run_name(choices: DictConfig) -> str:
+    """Return the name of a run's folder below runs/: the recipe, or else the model and the data.
+
+    Args:
+        choices: choice of each group, as ``hydra.runtime.choices`` holds them.
+    """
+    return choices.experiment or f"{choices.model}_{choices.data}"
+
+
+def evaluated_run(directory: str | None) -> str:
+    """Return the directory of the run to evaluate; the evaluation is written below it.
+
+    Raises:
+        InputError: If no run is there.
+    """
+    return str(existing_run(directory, "run"))

@@ -1,0 +1,82 @@
+"""Objects of a run built from its configuration: network, task, data and Trainer."""
+
+from pathlib import Path
+from typing import Any
+
+import hydra
+import lightning as L
+import torch
+from hydra.errors import InstantiationException
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig
+
+from lightconv.callbacks import KernelSummary
+from lightconv.data import ImageData
+from lightconv.errors import InputError
+from lightconv.tasks import Classification
+
+
+def instantiate(config: Any, *args: Any, **kwargs: Any) -> Any:
+    """Build the object that a configuration's ``_target_`` names. No other function of lightconv does this.
+
+    Raises:
+        InputError: If the target does not exist or refuses its arguments.
+    """
+    try:
+        return hydra.utils.instantiate(config, *args, **kwargs)
+    except InstantiationException as error:
+        raise InputError(str(error)) from error
+
+
+def build_task(config: DictConfig) -> Classification:
+    """Build the network and, around it, the task with its optimizer and scheduler."""
+    model = instantiate(config.model)
+    if config.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    parts = {}
+    if config.get("optimizer"):
+        parts["optimizer"] = instantiate(config.optimizer)
+    # with stages of fine-tuning, each stage has a schedule of its own
+    if config.get("scheduler") and not config.get("finetune"):
+        parts["scheduler"] = instantiate(config.scheduler)
+    return instantiate(config.task, model=model, **parts)
+
+
+def build_data(config: DictConfig, task: Classification) -> ImageData:
+    """Build the data, in the size and normalisation that the network expects."""
+    preprocessing = getattr(task.model, "preprocessing", None)
+    if preprocessing is None:
+        return instantiate(config.data)
+    # Hydra would turn the dataclass into a configuration: build a partial object and call it
+    partial = instantiate(config.data, _partial_=True)
+    try:
+        return partial(preprocessing=preprocessing)
+    except TypeError as error:
+        raise InputError(f"data: {error}") from error
+
+
+def build_trainer(config: DictConfig, directory: Path) -> L.Trainer:
+    """Build the Trainer with the callbacks and loggers of the configuration.
+
+    Args:
+        config: configuration of the run.
+        directory: directory of the run.
+    """
+    callbacks = [instantiate(callback) for callback in config.callbacks.values() if callback]
+    if config.get("finetune"):
+        callbacks.insert(0, instantiate(config.finetune, scheduler=instantiate(config.scheduler)))
+    if config.trainer.get("enable_model_summary"):
+        # in place of Lightning's own; two levels, because the task's only child is the network
+        callbacks.append(KernelSummary(max_depth=2))
+    return instantiate(
+        config.trainer,
+        callbacks=callbacks,
+        logger=build_loggers(config),
+        default_root_dir=str(directory),
+    )
+
+
+def build_loggers(config: DictConfig) -> list[Logger]:
+    """Build the loggers of the configuration, except those not installed."""
+    loggers = [instantiate(logger) for logger in config.logger.values() if logger]
+    return [logger for logger in loggers if logger is not None]

@@ -1,0 +1,103 @@
+"""Configuration of a run: read back from config.yaml, and copied with changes. No function changes its argument."""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf, open_dict
+from yaml import YAMLError
+
+from lightconv.errors import InputError
+
+
+def load_config(directory: Path) -> DictConfig:
+    """Read the resolved configuration of a run.
+
+    A run may have been moved: paths below its former directory are returned below ``directory``.
+
+    Raises:
+        InputError: If config.yaml is damaged.
+    """
+    path = directory / "config.yaml"
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+        assert isinstance(content, dict)
+        content = relocate(content, content["directory"], str(directory.resolve()))
+    except (YAMLError, AssertionError, KeyError) as error:
+        raise InputError(f"{path} is damaged: {error}") from error
+    config = OmegaConf.create(content)
+    OmegaConf.set_struct(config, True)
+    return config
+
+
+def former_directory(directory: Path) -> str:
+    """Return the directory that a run was written in, as its config.yaml records it."""
+    return OmegaConf.load(directory / "config.yaml").directory
+
+
+def relocate(value: Any, old: str, new: str) -> Any:
+    """Copy a value with ``old`` replaced by ``new`` at the beginning of its strings, in nested dictionaries too."""
+    if isinstance(value, str) and value.startswith(old):
+        return new + value[len(old) :]
+    if isinstance(value, dict):
+        return {relocate(key, old, new): relocate(entry, old, new) for key, entry in value.items()}
+    return value
+
+
+def override_config(config: DictConfig, settings: Sequence[str]) -> DictConfig:
+    """Copy a configuration with settings changed.
+
+    Args:
+        config: configuration to copy.
+        settings: overrides in Hydra's grammar, such as ``trainer.max_epochs=5``.
+    """
+    config = deepcopy(config)
+    parser = OverridesParser.create()
+    for setting in settings:
+        override = parser.parse_override(setting)
+        OmegaConf.update(config, override.key_or_group, override.value())
+    return config
+
+
+def replace_settings(config: DictConfig, data: Mapping[str, Any], task: Mapping[str, Any]) -> DictConfig:
+    """Copy the configuration of a finished run with settings of its data and task replaced.
+
+    Args:
+        config: configuration to copy.
+        data: settings by name; None keeps the run's own.
+        task: settings by name, likewise.
+
+    Raises:
+        InputError: If the run's data have no such setting.
+    """
+    config = deepcopy(config)
+    for name, value in data.items():
+        if value is not None and name not in config.data:
+            raise InputError(
+                f"data.{name}={value}: the run's {config.data._target_} has no {name}. Leave the setting out."
+            )
+        if value is not None:
+            config.data[name] = value
+    with open_dict(config.task):  # a run of an earlier version may lack the setting
+        config.task.update({name: value for name, value in task.items() if value is not None})
+    return config
+
+
+def with_learning_rate(config: DictConfig, rate: float) -> DictConfig:
+    """Copy a configuration as if the optimizer's learning rate had been given instead of searched for."""
+    config = deepcopy(config)
+    config.optimizer.lr = rate
+    config.find_lr = False
+    return config
+
+
+def with_classes(config: DictConfig, classes: Sequence[str]) -> DictConfig:
+    """Copy a configuration with the class names of its data fixed.
+
+    A folder of images may change later; the outputs of the network keep their names.
+    """
+    config = deepcopy(config)
+    OmegaConf.update(config, "data.classes", list(classes), force_add=True)
+    return config

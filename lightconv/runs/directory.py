@@ -1,0 +1,52 @@
+"""Directory of a run: unused, claimed once, and complete enough to be understood and repeated years later."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from lightconv.errors import InputError
+from lightconv.files import replacing, write_text
+from lightconv.runs.environment import environment
+
+
+def existing_run(directory: str | Path | None, setting: str) -> Path:
+    """Return the directory of a run.
+
+    Args:
+        directory: directory to look at.
+        setting: name of the setting or argument that gives the directory, for the message.
+
+    Raises:
+        InputError: If no run is there.
+    """
+    if directory is None or not (Path(directory) / "config.yaml").is_file():
+        raise InputError(
+            f"{setting}={directory} is not a run: it has no config.yaml. Name a directory that `lightconv train` wrote."
+        )
+    return Path(directory)
+
+
+def check_unused(directory: Path) -> None:
+    """Check that a new run can begin here.
+
+    Raises:
+        InputError: If the directory holds a run already.
+    """
+    if (directory / "config.yaml").exists():
+        raise InputError(
+            f"{directory} already holds a run. Choose another hydra.run.dir, or resume that run: resume={directory}"
+        )
+
+
+def write_definition(directory: Path, config: DictConfig) -> None:
+    """Write config.yaml, resolved, and environment.json: from here on the directory holds a run."""
+    with replacing(directory / "config.yaml") as fresh:
+        OmegaConf.save(config, fresh, resolve=True)
+    write_json(directory / "environment.json", environment())
+
+
+def write_json(path: Path, content: dict[str, Any] | list[Any]) -> None:
+    """Write indented JSON atomically."""
+    write_text(path, json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,150 @@
+"""Figures of a run over its epochs: metrics.csv with one row per epoch, and TensorBoard where it is installed."""
+
+import csv
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from lightconv.files import replacing
+
+Row = dict[str, float]
+
+
+class MetricsTable(Logger):
+    """Logger that writes metrics.csv with one row per epoch and keeps the file when a run resumes.
+
+    Lightning's CSVLogger writes the training and validation figures of an epoch into different rows and deletes the
+    file when a run continues in its directory. Test figures are left out: they belong to no epoch.
+
+    Args:
+        directory: directory of metrics.csv.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from lightconv.runs import MetricsTable, read_metrics
+        >>> with TemporaryDirectory() as directory:
+        ...     table = MetricsTable(directory)
+        ...     table.log_metrics({"epoch": 0, "val/loss": 2.1}, step=19)
+        ...     table.log_metrics({"epoch": 0, "train/loss": 2.3}, step=19)
+        ...     read_metrics(table.path)
+        [{'epoch': 0, 'step': 19, 'val/loss': 2.1, 'train/loss': 2.3}]
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        super().__init__()
+        self.path = Path(directory) / "metrics.csv"
+        self.rows = read_metrics(self.path)
+
+    @property
+    def name(self) -> str:
+        """The logger's name."""
+        return "metrics"
+
+    @property
+    def version(self) -> str:
+        """Empty: a run has a single version."""
+        return ""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Add figures to the row of their epoch and write the file.
+
+        Rows of later epochs are dropped: an earlier attempt wrote them before the run was resumed from here.
+        """
+        figures = {name: float(value) for name, value in metrics.items() if _belongs_to_epoch(name)}
+        if not figures or "epoch" not in metrics:
+            return
+        epoch = int(metrics["epoch"])
+        row: Row = {"epoch": epoch}
+        for known in self.rows:
+            if known["epoch"] == epoch:
+                row = known
+        row |= figures
+        row["step"] = 0 if step is None else step
+        self.rows = [known for known in self.rows if known["epoch"] < epoch] + [row]
+        write_metrics(self.path, self.rows)
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Ignore hyper-parameters: the run's config.yaml holds them."""
+
+
+def _belongs_to_epoch(name: str) -> bool:
+    return name != "epoch" and not name.startswith("test/")
+
+
+def write_metrics(path: Path, rows: Sequence[Row]) -> None:
+    """Replace metrics.csv atomically, because a run may be killed at any moment."""
+    columns = ["epoch", "step"]
+    for row in rows:
+        columns += [name for name in row if name not in columns]
+    with replacing(path) as fresh, fresh.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_metrics(path: str | Path) -> list[Row]:
+    """Read metrics.csv.
+
+    Args:
+        path: file to read.
+
+    Returns:
+        One dictionary per epoch, without the figures missing in that epoch; empty if there is no such file.
+
+    Example:
+        >>> from lightconv.runs import read_metrics
+        >>> read_metrics("no/such/metrics.csv")
+        []
+    """
+    path = Path(path)
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return [_parse_row(row) for row in csv.DictReader(file)]
+
+
+def _parse_row(cells: dict[str, str]) -> Row:
+    row: Row = {}
+    for name, cell in cells.items():
+        if cell == "":  # an epoch without validation has no val/loss, for example
+            continue
+        row[name] = int(cell) if name in {"epoch", "step"} else float(cell)
+    return row
+
+
+def best_validation(rows: Sequence[Row]) -> Row:
+    """Return the validation figures of the epoch with the lowest validation loss, whose weights are tested.
+
+    Args:
+        rows: rows of metrics.csv.
+
+    Returns:
+        The figures named ``val/...``; empty if no epoch was validated.
+    """
+    validated = [row for row in rows if "val/loss" in row]
+    if not validated:
+        return {}
+    best = min(validated, key=lambda row: row["val/loss"])
+    return {name: value for name, value in best.items() if name.startswith("val/")}
+
+
+def tensorboard_if_installed(save_dir: str | Path) -> TensorBoardLogger | None:
+    """Return a TensorBoardLogger, or None if TensorBoard is not installed.
+
+    Args:
+        save_dir: directory of the run; events go into its folder ``tensorboard``.
+
+    Example:
+        >>> from lightconv.runs import tensorboard_if_installed
+        >>> logger = tensorboard_if_installed("runs/mine")
+        >>> logger is None or logger.log_dir == "runs/mine/tensorboard/"
+        True
+    """
+    if importlib.util.find_spec("tensorboard") is None:
+        return None
+    return TensorBoardLogger(str(save_dir), name="tensorboard", version="")
