@@ -1,4 +1,4 @@
-"""Files that must never be half written: write beside the target, flush to the disk, then rename."""
+"""Atomic replacement of files: write beside the target, flush to the disk, then rename."""
 
 import glob
 import os
@@ -32,9 +32,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def remove_leftovers(path: str | Path) -> None:
-    """Remove temporary files that killed processes left beside ``path``.
+    """Remove temporary files left beside ``path`` by killed processes.
 
-    Only for a file that one process writes at a time: the caller holds its lock.
+    The caller holds a lock on ``path``: another writer would lose its temporary file.
     """
     path = Path(path)
     for leftover in path.parent.glob(glob.escape(f".{path.name}.") + "*.new"):

@@ -2,9 +2,9 @@
 
 An entry is one file: its content, a line of JSON with its key and its notes, and the SHA-256 digest of all before it.
 
-    content (any bytes, from the first byte on, so that a memory map is aligned)
-    {"key": "...", "notes": {...}}
-    0f3c... (64 hexadecimal digits)
+    content                          any bytes, at the start of the file so a memory map is aligned
+    {"key": "...", "notes": {...}}   one line
+    0f3c...                          64 hexadecimal digits, one line
 
 A missing, truncated, damaged or foreign file reads as None. Its owner then computes the content again.
 """
@@ -41,7 +41,7 @@ class CacheEntry:
 
     Args:
         path: the file.
-        key: text that identifies everything the content depends on. A file stored under another key is ignored.
+        key: text for everything the content depends on, such as a digest. A file stored under another key is ignored.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -61,7 +61,7 @@ class CacheEntry:
 
     @contextmanager
     def lock(self, waiting: str = "") -> Iterator[None]:
-        """Keep other processes out of a ``with`` block, so that one computes and the others read.
+        """Keep other processes out of a ``with`` block: one computes, the others wait and read.
 
         The lock file lies beside the entry. The system releases it if the process dies.
 
@@ -108,7 +108,7 @@ class CacheEntry:
     def write(self, blocks: Iterable[bytes | memoryview], notes: dict[str, Any] | None = None) -> None:
         """Replace the file atomically. The caller holds the lock.
 
-        Readers keep the file that they have mapped. An error while writing leaves the old file as it was.
+        Readers keep the file they have mapped. An error while writing leaves the old file as it was.
 
         Args:
             blocks: content in pieces, written one after the other, so that it need not fit into memory.

@@ -1,4 +1,4 @@
-"""Early stopping that survives a resume."""
+"""Early stopping for resumed runs."""
 
 import math
 from typing import Any
@@ -9,10 +9,10 @@ from lightning.pytorch.callbacks import EarlyStopping
 
 
 class EarlyStop(EarlyStopping):
-    """Lightning's EarlyStopping with a patience that can change on resume.
+    """Lightning's EarlyStopping, except on resume.
 
-    A resumed run uses the patience configured now. It stops at once if that is used up. Lightning's own restores the
-    old patience. The arguments are those of lightning.pytorch.callbacks.EarlyStopping.
+    A resumed run uses the patience configured now. It stops at once if this patience is used up. Lightning's own
+    restores the old patience. The arguments are those of lightning.pytorch.callbacks.EarlyStopping.
 
     Example:
         >>> callback = EarlyStop("val/loss", patience=5)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightconv.data import ImageData
 from lightconv.errors import InputError
-from lightconv.keyed_cache import CacheEntry, Stored
+from lightconv.keyed_cache import CacheEntry
 from lightconv.models import Pretrained
 
 Features = Float[Tensor, "copies n features"]
@@ -87,7 +87,7 @@ class FeatureCache:
             features[split] = torch.stack([self._load_or_compute(source, show_progress) for source in sources])
         return features
 
-    def _load_or_compute(self, source: "_FeatureSource", show_progress: bool) -> Tensor:
+    def _load_or_compute(self, source: "_FeatureSource", show_progress: bool) -> Float[Tensor, "n features"]:
         if self.directory is None:
             return source.compute(show_progress)
         key = source.key()
@@ -100,7 +100,9 @@ class FeatureCache:
                 entry.write([_byte_view(features)], notes)
                 stored = entry.read()
         assert stored is not None
-        return _to_tensor(stored)
+        # a tensor over the memory map: pages are read as batches need them
+        flat = torch.frombuffer(stored.content, dtype=getattr(torch, stored.notes["dtype"]))
+        return flat.view(stored.notes["shape"])
 
 
 @dataclass(frozen=True)
@@ -136,17 +138,8 @@ class _FeatureSource:
 
     def key(self) -> str:
         """Return a SHA-256 digest of everything the features depend on."""
-        digest = hashlib.sha256(self._describe().encode())
-        for tensor in self.network.backbone.state_dict().values():
-            digest.update(_byte_view(tensor))
-        images = self.data.split(self.split)[0]
-        for first in range(0, len(images), _IMAGES_PER_BLOCK):
-            digest.update(_byte_view(images[first : first + _IMAGES_PER_BLOCK]))
-        return digest.hexdigest()
-
-    def _describe(self) -> str:
-        """Return versions, architecture and transforms as text."""
         trainer, network, data = self.trainer, self.network, self.data
+        # other versions, precisions and devices round differently
         lines = [
             f"{torch.__version__} {trainer.precision} {trainer.strategy.root_device.type}",
             f"{network.backbone} {network.pool}",
@@ -154,13 +147,14 @@ class _FeatureSource:
         ]
         if self.copy is not None:
             lines.append(f"{self.copy} {data.seed} {data.augmentation!r}")
-        return "\n".join(lines)
-
-
-def _to_tensor(stored: Stored) -> Float[Tensor, "n features"]:
-    """Return a tensor over the memory map of a cache entry."""
-    flat = torch.frombuffer(stored.content, dtype=getattr(torch, stored.notes["dtype"]))
-    return flat.view(stored.notes["shape"])
+        digest = hashlib.sha256("\n".join(lines).encode())
+        for tensor in network.backbone.state_dict().values():
+            digest.update(_byte_view(tensor))
+        # stored images are read block by block, because they need not fit into memory
+        images = data.split(self.split)[0]
+        for first in range(0, len(images), _IMAGES_PER_BLOCK):
+            digest.update(_byte_view(images[first : first + _IMAGES_PER_BLOCK]))
+        return digest.hexdigest()
 
 
 def _byte_view(tensor: Tensor) -> memoryview:

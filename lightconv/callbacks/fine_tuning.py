@@ -119,6 +119,7 @@ class FineTuning(L.Callback):
         """
         if not isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy):
             raise InputError(f"FineTuning works on one device or with DDP, not with {type(trainer.strategy).__name__}")
+        # Lightning takes modules in eval mode for an oversight
         warnings.filterwarnings("ignore", message="Found .* module.s. in eval mode at the start of training")
         self._trainable = _trainable_parameters(pl_module)
         self._modes = {module: module.training for module in pl_module.modules()}
@@ -160,6 +161,7 @@ class FineTuning(L.Callback):
         self._resumed_stage = min(state_dict["stage"], len(self.stages) - 1)
 
     def _current_stage(self, trainer: L.Trainer) -> int:
+        # the last stage that starts at or before the epoch
         first_epochs = [stage.epoch for stage in self.stages]
         return bisect_right(first_epochs, trainer.current_epoch) - 1
 
@@ -174,6 +176,8 @@ class FineTuning(L.Callback):
                 "the module's scheduler and the rates of stages and depths both set learning rates: remove it from "
                 "configure_optimizers and give it as FineTuning(scheduler=...), called at the start of each stage"
             )
+        # A scheduler already holds one rate per group, and OneCycleLR fails if groups are added. All rates are equal
+        # then, so there is nothing to split.
         if blocks is not None and not has_scheduler:
             split_by_depth(optimizer, parameter_depths(network, blocks), self.decay)
         self._rates = [group["lr"] for group in optimizer.param_groups]
@@ -185,7 +189,10 @@ class FineTuning(L.Callback):
         network, _ = self._network_and_blocks(pl_module)
         self._freeze(pl_module)
         if self.fuse:
-            _fuse_if_frozen(network)
+            unfuse(network)
+            if isinstance(network, Pretrained) and network.frozen:
+                with suppress(InputError):  # raised if a backbone has nothing to fuse
+                    fuse(network.backbone)
         if isinstance(trainer.strategy, DDPStrategy):
             # DDP decides which gradients to exchange when it wraps. Replicas would diverge after unfreezing.
             trainer.strategy.model = pl_module
@@ -194,7 +201,10 @@ class FineTuning(L.Callback):
             self._set_rates(trainer, _single_optimizer(trainer))
         if self.cache:
             self._serve_features(trainer, network, self.cache, show_progress)
-        self._print_stage(trainer, pl_module)
+        trained = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
+        total = sum(p.numel() for p in pl_module.parameters())
+        settings = self.stages[stage]
+        trainer.print(f"from epoch {settings.epoch}: training {settings.train}, {trained:,} of {total:,} parameters")
 
     def _serve_features(self, trainer: L.Trainer, network: Any, cache: FeatureCache, show_progress: bool) -> None:
         """Let the datamodule deliver features in place of images, if the cache applies to this stage."""
@@ -209,12 +219,6 @@ class FineTuning(L.Callback):
             features.pop("validation", None)
         data.serve(features)
 
-    def _print_stage(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        trained = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
-        total = sum(p.numel() for p in pl_module.parameters())
-        stage = self.stages[self.stage]
-        trainer.print(f"from epoch {stage.epoch}: training {stage.train}, {trained:,} of {total:,} parameters")
-
     def _freeze(self, pl_module: L.LightningModule) -> None:
         network, _ = self._network_and_blocks(pl_module)
         train_only(network, self._patterns[self.stage], self._trainable)
@@ -224,7 +228,8 @@ class FineTuning(L.Callback):
         factor = self.stages[self.stage].lr
         for group, rate in zip(optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
-            group.pop("initial_lr", None)  # left by the last stage's scheduler
+            # left by the last stage's scheduler; the next one would take it for its own base rate
+            group.pop("initial_lr", None)
         if self.scheduler is None:
             return
         # one rate per parameter group, in the proportions of the depths
@@ -244,13 +249,13 @@ class FineTuning(L.Callback):
         # in a run limited by steps, Lightning has not counted the batches yet
         trainer.fit_loop.setup_data()
         if trainer.num_training_batches == float("inf"):
-            return total
+            return total  # an iterable data set without a length
         steps_per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
         first = self.stages[self.stage].epoch * steps_per_epoch
         end = total
         if self.stage + 1 < len(self.stages):
             end = min(total, self.stages[self.stage + 1].epoch * steps_per_epoch)
-        return max(1, end - first)
+        return max(1, end - first)  # torch's schedulers need at least one step
 
     def _network_and_blocks(self, pl_module: L.LightningModule) -> tuple[nn.Module, Blocks | None]:
         if self.blocks is not None:
@@ -286,10 +291,3 @@ def _single_optimizer(trainer: L.Trainer) -> Optimizer:
             f"FineTuning works with one optimizer, but configure_optimizers returns {len(trainer.optimizers)}"
         )
     return trainer.optimizers[0]
-
-
-def _fuse_if_frozen(network: nn.Module) -> None:
-    unfuse(network)
-    if isinstance(network, Pretrained) and network.frozen:
-        with suppress(InputError):  # raised if a backbone has nothing to fuse
-            fuse(network.backbone)

@@ -27,6 +27,7 @@ class GracefulStop(L.Callback):
         The other callbacks then finish the step before this one raises. Only the main thread may install handlers.
         """
         others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
+        # a new list, because Lightning is iterating over the old one
         trainer.callbacks = [*others, self]  # type: ignore[attr-defined]
         if threading.current_thread() is threading.main_thread():
             self._stop_requested = False
@@ -35,7 +36,7 @@ class GracefulStop(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         """Stop if requested, except after the last step of an epoch.
 
-        A run resumed from there would skip that epoch's validation.
+        A run resumed from there would skip the epoch's validation.
         """
         if not trainer.is_last_batch:
             self._stop_if_requested()

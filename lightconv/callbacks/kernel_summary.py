@@ -77,15 +77,13 @@ class KernelSummary(ModelSummary):
             # rich would read [x] in plain strings as markup
             table.add_row(*map(Text, cells))
         modes = ", ".join(f"{number} modules in {mode} mode" for mode, number in total_training_modes.items())
-        total, trainable, flops = map(_format_count, (total_parameters, trainable_parameters, total_flops))
+        total = get_human_readable_count(total_parameters).strip()
+        trainable = get_human_readable_count(trainable_parameters).strip()
+        flops = get_human_readable_count(total_flops).strip()
         lines = [f"{total} parameters, {trainable} trainable, {model_size:,.3f} MB", f"{flops} FLOPs, {modes}"]
         for number, reason in enumerate(reasons, 1):
             lines.append(f"({number}) {reason}")
         get_console().print(table, *map(Text, lines), sep="\n")
-
-
-def _format_count(number: int) -> str:
-    return get_human_readable_count(number).strip()
 
 
 def _explain_layers(module: nn.Module, call: tuple[Any, Any] | None) -> list[Row]:

@@ -86,7 +86,7 @@ class KernelSwap(L.Callback):
 
 
 def _plugins_of(trainer: Any) -> list[Any]:
-    """Return everything in a Trainer that might swap layers."""
+    """Return a Trainer's callbacks and its precision plugin, all possible owners of a swap."""
     return [*trainer.callbacks, trainer.precision_plugin]
 
 

@@ -85,10 +85,10 @@ def parse_stages(settings: Sequence[Stage | dict[str, Any]]) -> list[Stage]:
 
 
 def check_names(network: nn.Module, patterns: list[str] | None) -> None:
-    """Check that every pattern matches a module.
+    """Look up every pattern among the modules' names.
 
     Raises:
-        InputError: If a pattern matches none.
+        InputError: If a pattern matches no module.
     """
     known = [name for name, _ in network.named_modules() if name]
     for pattern in patterns or ():
@@ -103,7 +103,7 @@ def check_names(network: nn.Module, patterns: list[str] | None) -> None:
 def train_only(network: nn.Module, patterns: list[str] | None, trainable: set[nn.Parameter]) -> None:
     """Train only the named modules and their children; freeze the rest.
 
-    Modules that contain a trained module are in training mode, too.
+    Modules around a trained module are in training mode, too.
 
     Args:
         network: network to change in place.
@@ -111,12 +111,12 @@ def train_only(network: nn.Module, patterns: list[str] | None, trainable: set[nn
         trainable: parameters that may train at all. Parameters frozen by the user are not among them.
     """
     modules = dict(network.named_modules())
-    trained_names = {name for name in modules if _is_within(name, patterns)}
-    in_training_mode = set(trained_names)
-    trained_parameters = set()
-    for name in trained_names:
-        in_training_mode.update(_enclosing_names(name))
-        trained_parameters.update(modules[name].parameters(recurse=False))
+    in_training_mode: set[str] = set()
+    trained_parameters: set[nn.Parameter] = set()
+    for name, module in modules.items():
+        if _is_within(name, patterns):
+            in_training_mode.update([name, *_enclosing_names(name)])
+            trained_parameters.update(module.parameters(recurse=False))
     # train() sets all children, so parents must come first; named_modules() has them in this order
     for name, module in modules.items():
         module.train(name in in_training_mode)
@@ -131,8 +131,11 @@ def _is_within(name: str, patterns: Sequence[str] | None) -> bool:
     """Return True if a pattern matches the module or one that contains it."""
     if patterns is None:
         return True
-    candidates = [*_enclosing_names(name), name] if name else []
-    return any(fnmatchcase(candidate, pattern) for candidate in candidates if candidate for pattern in patterns)
+    for candidate in [*_enclosing_names(name), name]:
+        # the network itself has the name "", which would match "*"
+        if candidate and any(fnmatchcase(candidate, pattern) for pattern in patterns):
+            return True
+    return False
 
 
 def _enclosing_names(name: str) -> list[str]:
@@ -163,6 +166,7 @@ def parameter_depths(network: nn.Module, blocks: Blocks) -> dict[nn.Parameter, i
 def split_by_depth(optimizer: Optimizer, depths: Mapping[nn.Parameter, int], decay: float) -> None:
     """Split each parameter group of an optimizer by depth, with learning rate ``lr * decay**depth``."""
     groups = list(optimizer.param_groups)
+    # a parameter may be in one group only, so the old groups go first
     optimizer.param_groups.clear()
     for group in groups:
         parameters_at: dict[int, list[nn.Parameter]] = {}

@@ -57,10 +57,7 @@ class WeightAverage(WeightAveraging):
             self.on_validation_epoch_end(trainer, pl_module)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Drop the average, which the module now holds.
-
-        Otherwise a later validation would swap it into whatever module is given.
-        """
+        """Drop the average. The module holds it now, and a later validation would swap it into another module."""
         self._average_model = None
 
 

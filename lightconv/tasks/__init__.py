@@ -1,4 +1,4 @@
-"""LightningModules: what a network is trained to do."""
+"""LightningModules that train a network for a task, and the learning-rate range test."""
 
 from lightconv.tasks.classification import Classification
 from lightconv.tasks.learning_rate import RangeTest, range_test

@@ -1,4 +1,8 @@
-"""What all tasks share: any torch optimizer and scheduler, and losses and predictions that are summed up by epochs."""
+"""Base of all tasks: any torch optimizer and scheduler, with losses and predictions collected over an epoch.
+
+Logging the loss in every step costs about 0.2 ms per step on a CPU, and two torchmetrics 0.6 ms more. Tasks therefore
+log nothing in a step: they sum losses, collect predictions, and update torchmetrics once per epoch.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,30 +17,38 @@ from torchmetrics import MeanMetric
 
 from lightconv.tasks.schedules import build_part, build_schedule
 
-Batch = Sequence[Tensor]  # images and targets, in a tuple or, from a DataLoader, a list
+Batch = Sequence[Tensor]  # images and targets: a tuple, or a list from a DataLoader
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+SchedulerFactory = Callable[..., LRScheduler]
 
 
 class Task(L.LightningModule):
-    """Train a network, and test it: a subclass adds losses and metrics.
-
-    Nothing is logged in a step: losses are summed, predictions collected, and torchmetrics sees them once an epoch.
+    """Base class for training and testing a network. Subclasses add losses and metrics.
 
     Args:
-        model: maps (n, c, h, w) images to n rows of outputs.
-        optimizer: called with the trainable parameters; AdamW by default.
-        scheduler: called with the optimizer, and as it is said in ``lightconv.tasks.schedules.schedule``.
+        model: network from (n, c, h, w) images to n rows of outputs.
+        optimizer: factory called with the trainable parameters, AdamW by default.
+        scheduler: factory called with the optimizer. `lightconv.tasks.schedules.build_schedule` adds its length.
+
+    Shape:
+        - Input: (n, c, h, w)
+        - Output: (n, outputs)
     """
 
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = torch.optim.AdamW,
-        scheduler: Callable[..., LRScheduler] | None = None,
+        optimizer: OptimizerFactory = torch.optim.AdamW,
+        scheduler: SchedulerFactory | None = None,
     ) -> None:
         super().__init__()
-        self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
-        self.mean_loss = MeanMetric()  # weighs processes by their images
-        self._training, self._evaluation, self._learning_rate = Sum(), Sum(), 0.0
+        self.model = model
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.mean_loss = MeanMetric()  # weighs processes by their numbers of images
+        self._training_loss = RunningSum()
+        self._evaluation_loss = RunningSum()
+        self._learning_rate = 0.0
         self._predictions: list[Tensor] = []
         self._targets: list[Tensor] = []
 
@@ -45,16 +57,17 @@ class Task(L.LightningModule):
         return self.model(images)
 
     def training_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The loss to be minimised, a mean over the images."""
+        """Return the loss to minimise, a mean over the images."""
         raise NotImplementedError
 
     def evaluate(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The sum of the losses of a batch, and its predictions."""
+        """Return the sum of a batch's losses and its predictions."""
         raise NotImplementedError
 
     def configure_optimizers(self) -> Any:
-        """Build the optimizer and, if there is one, the scheduler with its length filled in."""
-        optimizer = build_part("optimizer", self.optimizer, (p for p in self.parameters() if p.requires_grad))
+        """Build the optimizer and the scheduler, if there is one."""
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer = build_part("optimizer", self.optimizer, parameters)
         if self.scheduler is None:
             return optimizer
         config = build_schedule(optimizer, self.scheduler, self.trainer.estimated_stepping_batches)
@@ -64,76 +77,91 @@ class Task(L.LightningModule):
         """Return the loss of one batch."""
         images, targets = batch
         loss = self.training_loss(self(images), targets)
-        self._training.add(loss.detach() * len(targets), len(targets))
+        self._training_loss.add(loss.detach() * len(targets), len(targets))
         return loss
 
     def on_train_epoch_start(self) -> None:
-        """Note the learning rate of the epoch's first step."""
+        """Record the learning rate of the epoch's first step."""
         self._learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_train_epoch_end(self) -> None:
-        """Log the mean loss over the epoch."""
-        self.log_dict({"train/loss": self._mean(self._training), "lr": self._learning_rate}, sync_dist=True)
+        """Log the mean loss over the epoch and the learning rate."""
+        loss = self._reduce_loss(self._training_loss)
+        self.log_dict({"train/loss": loss, "lr": self._learning_rate}, sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store what the epoch has summed up so far."""
-        checkpoint["epoch_so_far"] = {**vars(self._training), "lr": self._learning_rate}
+        """Store the epoch's sum of losses so far."""
+        checkpoint["epoch_so_far"] = {**vars(self._training_loss), "lr": self._learning_rate}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on summing where the checkpoint stopped."""
-        if so_far := checkpoint.get("epoch_so_far"):
-            self._training = Sum(so_far["total"], so_far["count"])
-            self._learning_rate = so_far["lr"]
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Collect predictions and loss."""
-        self._evaluate(self(batch[0]), batch[1])
+        """Continue the sum of losses of an interrupted epoch."""
+        epoch_so_far = checkpoint.get("epoch_so_far")
+        if epoch_so_far:
+            self._training_loss = RunningSum(epoch_so_far["total"], epoch_so_far["count"])
+            self._learning_rate = epoch_so_far["lr"]
 
     def on_validation_epoch_start(self) -> None:
-        """Forget what an interrupted validation has left."""
-        self._forget()
+        """Drop predictions left by an interrupted validation."""
+        self._reset_evaluation()
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Collect predictions and loss."""
-        self._evaluate(self(batch[0]), batch[1])
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collect predictions and losses."""
+        images, targets = batch
+        self._collect(self(images), targets)
 
     def on_test_epoch_start(self) -> None:
-        """Forget what an interrupted test has left."""
-        self._forget()
+        """Drop predictions left by an interrupted test."""
+        self._reset_evaluation()
 
-    def _evaluate(self, outputs: Tensor, targets: Tensor) -> None:
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collect predictions and losses."""
+        images, targets = batch
+        self._collect(self(images), targets)
+
+    def _collect(self, outputs: Tensor, targets: Tensor) -> None:
         loss, predictions = self.evaluate(outputs, targets)
-        self._evaluation.add(loss, len(targets))
+        self._evaluation_loss.add(loss, len(targets))
         self._predictions.append(predictions)
         self._targets.append(targets)
 
-    def _mean(self, losses: "Sum") -> Tensor:
-        self.mean_loss.update(losses.total / max(losses.count, 1), weight=losses.count)
-        mean = self.mean_loss.compute()
-        self.mean_loss.reset()
-        losses.total, losses.count = 0.0, 0
-        return mean
-
-    def _forget(self) -> None:
-        self._evaluation = Sum()
-        self._predictions.clear()
-        self._targets.clear()
-
-    def _collected(self) -> tuple[Tensor, Tensor]:
-        predictions, targets = torch.cat(self._predictions), torch.cat(self._targets)
+    def _take_predictions(self) -> tuple[Tensor, Tensor]:
+        """Return all collected predictions and targets and drop them."""
+        # batches x (n, ...) -> (images, ...)
+        predictions = torch.cat(self._predictions)
+        targets = torch.cat(self._targets)
         self._predictions.clear()
         self._targets.clear()
         return predictions, targets
 
+    def _reduce_loss(self, losses: "RunningSum") -> Tensor:
+        """Return the mean loss over the images of all processes, and reset the sum."""
+        self.mean_loss.update(losses.total / max(losses.count, 1), weight=losses.count)
+        mean = self.mean_loss.compute()
+        self.mean_loss.reset()
+        losses.total = 0.0
+        losses.count = 0
+        return mean
+
+    def _reset_evaluation(self) -> None:
+        self._evaluation_loss = RunningSum()
+        self._predictions.clear()
+        self._targets.clear()
+
 
 @dataclass
-class Sum:
-    """A running sum of losses, on whatever device they come from, and how many they are."""
+class RunningSum:
+    """Sum of losses.
+
+    Attributes:
+        total: sum, on the device of the losses.
+        count: number of images.
+    """
 
     total: Tensor | float = 0.0
     count: int = 0
 
     def add(self, loss: Tensor, count: int) -> None:
-        """Add the losses of ``count`` images."""
+        """Add the summed losses of ``count`` images."""
+        # a float turns into a tensor on the loss's device without a transfer
         self.total = loss + self.total
         self.count += count

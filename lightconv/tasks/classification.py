@@ -1,8 +1,8 @@
-"""Classification: cross-entropy, any torch optimizer and scheduler, metrics once an epoch."""
+"""Image classification: cross-entropy, with accuracies and figures per class computed once per epoch."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -10,8 +10,6 @@ from jaxtyping import Float, Int64
 from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
@@ -22,9 +20,11 @@ from torchmetrics.classification import (
 )
 
 from lightconv.errors import InputError
-from lightconv.tasks.base import Task
+from lightconv.tasks.base import OptimizerFactory, SchedulerFactory, Task
 
 Batch = tuple[Float[Tensor, "n ..."], Int64[Tensor, " n"]]
+View = Literal["flip", "vertical_flip"]
+# (n, c, h, w) -> (n, c, h, w)
 VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
     "flip": lambda images: images.flip(3),
     "vertical_flip": lambda images: images.flip(2),
@@ -34,24 +34,38 @@ VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
 class Classification(Task):
     """Train a network to tell classes apart.
 
-    Nothing is logged in a step: losses are summed, predictions collected, and torchmetrics sees them once an epoch.
+    Validation and test log the loss, the accuracy and the balanced accuracy. The test also computes precision, recall,
+    F1 score and the confusion matrix per class.
 
     Args:
-        model: maps (n, c, h, w) images to (n, classes) logits.
-        classes: number of classes, the model's own attribute ``classes`` or 10 if not given.
-        optimizer: called with the trainable parameters; AdamW by default.
-        scheduler: called with the optimizer, and as it is said in ``lightconv.tasks.schedules.schedule``.
-        label_smoothing: of the training loss.
-        class_weights: factors on the training loss of each class's images, or "balanced": rarer classes weigh more, as
-            in scikit-learn's ``compute_class_weight``, by the datamodule's training labels, with a mean of 1 over its
-            images. Validation and test losses stay without, so that runs can be compared; for unbalanced data there is
+        model: network from (n, c, h, w) images to (n, classes) logits.
+        classes: number of classes. None takes the model's attribute ``classes``, or 10 if it has none.
+        optimizer: factory of the optimizer, see `lightconv.tasks.base.Task`.
+        scheduler: factory of the scheduler, see `lightconv.tasks.base.Task`.
+        label_smoothing: probability spread over all classes in the training loss, from 0 to below 1.
+        class_weights: factor on the training loss per class, or "balanced". Balanced weights are scikit-learn's
+            ``compute_class_weight`` on the datamodule's training labels, with a mean of 1 over its images. Validation
+            and test losses stay unweighted, so that runs can be compared. For unbalanced data look at
             ``balanced_accuracy``, the mean over the classes.
-        views: in tests and predictions, also look at these views of each image, "flip" or "vertical_flip", and average
-            the probabilities. It takes a pass a view, and it hurts a network that has not been trained on such views:
-            flips at test took LeNet on Fashion-MNIST, trained without, from 0.911 to 0.863.
+        views: additional views of each image in tests and predictions, whose probabilities are averaged. Each view
+            takes one more forward pass. It hurts a network trained without such views: flips at test took LeNet on
+            Fashion-MNIST, trained without them, from 0.911 to 0.863.
+
+    Attributes:
+        class_results: precision, recall, f1 and confusion of the last test, as CPU tensors.
 
     Raises:
-        InputError: for a number out of range, or an unknown view.
+        InputError: If a number is out of range or a view is unknown.
+
+    Shape:
+        - Input: (n, c, h, w)
+        - Output: (n, classes) logits
+
+    Example:
+        >>> from lightconv.models import LeNet
+        >>> task = Classification(LeNet(), label_smoothing=0.05, views="flip")
+        >>> task(torch.zeros(2, 1, 28, 28)).shape
+        torch.Size([2, 10])
     """
 
     loss_weights: Tensor | None
@@ -60,25 +74,27 @@ class Classification(Task):
         self,
         model: nn.Module,
         classes: int | None = None,
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = torch.optim.AdamW,
-        scheduler: Callable[..., LRScheduler] | None = None,
+        optimizer: OptimizerFactory = torch.optim.AdamW,
+        scheduler: SchedulerFactory | None = None,
         label_smoothing: float = 0.0,
-        class_weights: str | Sequence[float] | None = None,
-        views: str | Sequence[str] = (),
+        class_weights: Literal["balanced"] | Sequence[float] | None = None,
+        views: View | Sequence[View] = (),
     ) -> None:
         super().__init__(model, optimizer, scheduler)
         if not 0 <= label_smoothing < 1:
-            raise InputError(f"label_smoothing={label_smoothing} is not between 0 and 1")
+            raise InputError(f"label_smoothing={label_smoothing} is out of range: set it from 0 to less than 1")
         self.views = (views,) if isinstance(views, str) else tuple(views)
         for view in self.views:
             if view not in VIEWS:
                 raise InputError(f"views={view}: choose some of {', '.join(VIEWS)}")
-        classes = getattr(model, "classes", 10) if classes is None else classes
+        if classes is None:
+            classes = getattr(model, "classes", 10)
         assert isinstance(classes, int)
-        self.classes, self.label_smoothing = classes, label_smoothing
+        self.classes = classes
+        self.label_smoothing = label_smoothing
         self.class_weights = class_weights
-        # of its size from the start: averaged copies of the task pair its buffers with their own
-        self.register_buffer("loss_weights", _loss_weights(class_weights, classes), persistent=False)
+        # has its final size from the start, because a moving average of the task pairs its buffers with these
+        self.register_buffer("loss_weights", _initial_loss_weights(class_weights, classes), persistent=False)
         accuracies: dict[str, Metric | MetricCollection] = {
             "accuracy": MulticlassAccuracy(classes, average="micro"),
             "balanced_accuracy": MulticlassAccuracy(classes, average="macro"),
@@ -95,58 +111,61 @@ class Classification(Task):
         )
         self.class_results: dict[str, Tensor] = {}
 
-    def averaged(self, images: Float[Tensor, "n ..."]) -> Float[Tensor, "n classes"]:
-        """Return the model's logits or, with ``views``, the logarithms of probabilities averaged over all views.
+    def average_views(self, images: Float[Tensor, "n ..."]) -> Float[Tensor, "n classes"]:
+        """Return the logits or, with ``views``, the logarithms of probabilities averaged over all views.
 
-        Probabilities, since logits may be shifted by any amount, and since a view that excludes a class would decide
-        alone in a mean of logarithms.
+        Logits themselves cannot be averaged, because each view may shift them by any amount. In a mean of logarithms,
+        a view that excludes a class would decide alone.
         """
-        logits = self(images)
         if not self.views:
-            return logits
-        every = [logits, *(self(VIEWS[view](images)) for view in self.views)]
-        return torch.stack([view.log_softmax(1) for view in every]).logsumexp(0) - math.log(len(every))
+            return self(images)
+        all_views = [images, *(VIEWS[view](images) for view in self.views)]
+        log_probabilities = torch.stack([self(view).log_softmax(1) for view in all_views])
+        # (views, n, classes) -> (n, classes): log of the mean of exponentials
+        return log_probabilities.logsumexp(0) - math.log(len(all_views))
 
     def setup(self, stage: str) -> None:
-        """Check the model against the data, where these say what they are, and count what is to be balanced."""
+        """Check the model against the data and count the labels for balanced weights."""
         data: Any = getattr(self.trainer, "datamodule", None)
         if hasattr(data, "image_shape") and hasattr(data, "classes"):
             self.check_fit(data)
         if stage == "fit" and self.class_weights == "balanced":
-            self.weigh_classes(data)
+            self.balance_class_weights(data)
 
     def check_fit(self, data: Any) -> None:
-        """Try the model on one blank image, so that a misfit is an error before the first batch.
+        """Run the model on one blank image, to find a mismatch before the first batch.
 
         Args:
-            data: names its ``classes`` and the ``image_shape``, as ImageData does.
+            data: datamodule with ``classes`` and ``image_shape``, as in `lightconv.data.ImageData`.
 
         Raises:
-            InputError: if the model cannot take such an image, or does not answer with one logit a class.
+            InputError: If the model cannot take the image, or does not return one logit per class.
         """
-        name, classes = type(data).__name__, len(data.classes)
+        name = type(data).__name__
+        classes = len(data.classes)
         _check_model(self.model, data.image_shape, classes, name)
         if classes != self.classes:
             raise InputError(
-                f"{name} has {classes} classes, the task counts {self.classes}: set task.classes={classes}"
+                f"{name} has {classes} classes, but the task has {self.classes}: set task.classes={classes}"
             )
 
-    def weigh_classes(self, data: Any) -> None:
-        """Weigh the training loss by how rare each class is among the training images.
+    def balance_class_weights(self, data: Any) -> None:
+        """Set the weights of the training loss from the number of training images per class.
 
         Args:
-            data: gives labels as the second part of ``split("train")``, as ImageData does.
+            data: datamodule with the labels as second part of ``split("train")``, as in `lightconv.data.ImageData`.
 
         Raises:
-            InputError: if the data do not, or have no image of a class.
+            InputError: If ``data`` has no such method, or no image of a class.
         """
         if not hasattr(data, "split"):
             raise InputError(
-                "class_weights=balanced counts the labels of a datamodule like lightconv.data.ImageData, and there is "
-                f"none here: give a list of {self.classes} weights"
+                "class_weights=balanced counts the labels of a datamodule like lightconv.data.ImageData, and this run "
+                f"has none: give a list of {self.classes} weights"
             )
         labels = data.split("train")[1].numpy()
-        if missing := sorted(set(range(self.classes)) - set(labels.tolist())):
+        missing = sorted(set(range(self.classes)) - set(labels.tolist()))
+        if missing:
             raise InputError(
                 f"class_weights=balanced: no training image is of class {', '.join(map(str, missing))}: give a list of "
                 f"{self.classes} weights"
@@ -155,34 +174,45 @@ class Classification(Task):
         self.loss_weights = torch.from_numpy(weights).float()
 
     def training_loss(self, logits: Float[Tensor, "n classes"], targets: Tensor) -> Float[Tensor, ""]:
-        """The smoothed and weighted loss, a mean over the images, whose targets are classes or shares of them."""
+        """Return the smoothed and weighted cross-entropy, a mean over the images.
+
+        Args:
+            logits: outputs of the model.
+            targets: (n,) labels, or (n, classes) shares of classes of mixed images.
+        """
         if self.loss_weights is None:
             return cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
-        # torch's own mean divides by the weights of the batch's labels, but by the number of images for soft targets
+        # The mean is taken here: torch's own divides by the sum of the weights of a batch's labels, but by the number
+        # of images if targets are shares. The two would give different scales.
         losses = cross_entropy(
             logits, targets, self.loss_weights, reduction="none", label_smoothing=self.label_smoothing
         )
         return losses.mean()
 
+    def evaluate(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the sum of the losses and the predicted classes."""
+        return cross_entropy(outputs, targets, reduction="sum"), outputs.argmax(1)
+
     def on_validation_epoch_end(self) -> None:
-        """Log loss and accuracy."""
-        predictions, targets = self._collected()
+        """Log loss and accuracies."""
+        predictions, targets = self._take_predictions()
         self.validation_metrics.update(predictions, targets)
-        self.log("val/loss", self._mean(self._evaluation), prog_bar=True, sync_dist=True)
-        # already the same on every process; saying so spares a warning
+        self.log("val/loss", self._reduce_loss(self._evaluation_loss), prog_bar=True, sync_dist=True)
+        # values are the same on all processes already; without sync_dist Lightning would warn
         self.log_dict(self.validation_metrics.compute(), prog_bar=True, sync_dist=True)
         self.validation_metrics.reset()
 
     def test_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
-        """Collect predictions and loss."""
-        self._evaluate(self.averaged(batch[0]), batch[1])
+        """Collect predictions and losses, averaged over the views."""
+        images, targets = batch
+        self._collect(self.average_views(images), targets)
 
     def on_test_epoch_end(self) -> None:
-        """Log loss and accuracy, and keep the figures of each class in ``class_results``."""
-        predictions, targets = self._collected()
+        """Log loss and accuracies, and store the figures per class in ``class_results``."""
+        predictions, targets = self._take_predictions()
         self.test_metrics.update(predictions, targets)
         self.class_metrics.update(predictions, targets)
-        self.log("test/loss", self._mean(self._evaluation), sync_dist=True)
+        self.log("test/loss", self._reduce_loss(self._evaluation_loss), sync_dist=True)
         self.log_dict(self.test_metrics.compute(), sync_dist=True)
         self.class_results = {name: values.cpu() for name, values in self.class_metrics.compute().items()}
         self.test_metrics.reset()
@@ -190,18 +220,21 @@ class Classification(Task):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, "n classes"]:
         """Return the probability of each class."""
-        return self.averaged(batch[0]).softmax(1)
-
-    def evaluate(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The sum of the losses, and the predicted classes."""
-        return cross_entropy(outputs, targets, reduction="sum"), outputs.argmax(1)
+        return self.average_views(batch[0]).softmax(1)
 
 
-def _loss_weights(class_weights: str | Sequence[float] | None, classes: int) -> Tensor | None:
+def _initial_loss_weights(
+    class_weights: Literal["balanced"] | Sequence[float] | None, classes: int
+) -> Float[Tensor, " classes"] | None:
+    """Return the weights as a tensor, ones for balanced weights until the labels are counted.
+
+    Raises:
+        InputError: If the weights are not ``classes`` finite numbers of which none is negative and one is positive.
+    """
     if class_weights is None:
         return None
     if class_weights == "balanced":
-        return torch.ones(classes)  # until the labels are counted
+        return torch.ones(classes)
     valid = not isinstance(class_weights, str) and all(0 <= weight < math.inf for weight in class_weights)
     if not valid or len(class_weights) != classes or not any(class_weights):
         raise InputError(
@@ -211,21 +244,29 @@ def _loss_weights(class_weights: str | Sequence[float] | None, classes: int) -> 
 
 
 def _check_model(model: nn.Module, image_shape: tuple[int, int, int], classes: int, name: str) -> None:
+    """Run a model on a blank image; ``name`` is that of the data in error messages.
+
+    Raises:
+        InputError: If the model fails or does not return ``classes`` values.
+    """
     shape = " x ".join(map(str, image_shape))
-    parameter = next(model.parameters(), torch.empty(0))
+    image = torch.zeros(1, *image_shape)
+    parameter = next(model.parameters(), image)
+    image = image.to(device=parameter.device, dtype=parameter.dtype)
     training = model.training
     try:
         with torch.no_grad():
-            logits = model.eval()(torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype))
+            logits = model.eval()(image)
     except RuntimeError as error:
         raise InputError(
             f"{type(model).__name__} cannot take {name}'s images of {shape} (channels x height x width): {error}. "
-            "Set model.channels and model.image_size to the images' own, where the model has them."
+            "Set model.channels and model.image_size to the images' own, if the model has these settings."
         ) from error
     finally:
         model.train(training)
     if logits.shape != (1, classes):
+        values = " x ".join(map(str, logits.shape[1:]))
         raise InputError(
-            f"{type(model).__name__} answers an image of {shape} with {' x '.join(map(str, logits.shape[1:]))} values, "
-            f"{name} has {classes} classes: set model.classes={classes}"
+            f"{type(model).__name__} returns {values} values for an image of {shape}, but {name} has {classes} "
+            f"classes: set model.classes={classes}"
         )

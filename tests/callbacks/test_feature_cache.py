@@ -1,9 +1,9 @@
-"""Features of a frozen backbone: computed once, the same as by pushing images through, never stale, never damaged."""
+"""Cached features of a frozen backbone: computed once, equal to uncached ones, never stale, never damaged."""
 
 import lightning as L
 import pytest
 import torch
-from helpers.fine_tuned import SILENT
+from helpers.trainers import SILENT
 
 import lightconv as lc
 from lightconv.callbacks.feature_cache import FeatureCache
@@ -28,7 +28,7 @@ def digits(model, **options):
 
 
 class Counter(L.Callback):
-    """Counts the images that pass the backbone in each epoch, and notes what the head has learned."""
+    """Counts the images through the backbone per epoch and records the head's weights."""
 
     def __init__(self):
         self.seen, self.heads, self.passed = [], [], 0
@@ -54,18 +54,18 @@ def train(model, stages=(HEAD,), epochs=2, data=None, **options):
     return counter
 
 
-def test_the_head_learns_the_same_from_cached_features():
+def test_head_learns_the_same_from_cached_features():
     plain, cached = train(network(), TWO, 4), train(network(), TWO, 4, cache="memory")
     for ours, expected in zip(cached.heads, plain.heads, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-5)
 
 
-def test_images_pass_the_frozen_backbone_once_and_every_epoch_again_when_it_trains():
+def test_frozen_backbone_sees_images_once():
     assert train(network(), TWO, 4).seen == [240] * 4
     assert train(network(), TWO, 4, cache="memory").seen == [240, 0, 240, 240]
 
 
-def test_augmented_images_are_not_cached_unless_so_many_copies_are_asked_for():
+def test_augmented_images_need_copies():
     def varied(model):
         return digits(model, augmentation=Augmentation(rotation=10))
 
@@ -83,7 +83,7 @@ def test_mixed_images_are_not_cached():
     assert train(model, epochs=2, data=data, cache="memory", copies=2).seen == [240] * 2
 
 
-def test_copies_take_turns_and_are_what_the_augmentation_makes_of_the_images(tmp_path):
+def test_augmented_copies_take_turns(tmp_path):
     model = network().eval()
     data = digits(model, augmentation=Augmentation(rotation=30))
     first, second = (torch.cat([images for images, _ in data.ordered_batches("train", copy)]) for copy in (0, 1))
@@ -101,7 +101,7 @@ def test_copies_take_turns_and_are_what_the_augmentation_makes_of_the_images(tmp
         torch.testing.assert_close(delivered[epoch].sum(0), features[copy].sum(0))
 
 
-def test_features_and_labels_keep_the_order_of_the_images():
+def test_features_and_labels_keep_their_order():
     model = network()
     data = digits(model)
     served = digits(model)
@@ -112,7 +112,7 @@ def test_features_and_labels_keep_the_order_of_the_images():
         torch.testing.assert_close(images, data.normalize(data.resize(stored.float() / 255)))
 
 
-def test_on_disk_features_are_found_again_for_the_same_weights_images_and_treatment_alone(tmp_path):
+def test_disk_cache_key(tmp_path):
     def passes(model, data=None):
         return train(model, epochs=1, data=data, cache=tmp_path).seen[0]
 
@@ -131,7 +131,7 @@ def test_on_disk_features_are_found_again_for_the_same_weights_images_and_treatm
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "other", "text"])
-def test_a_damaged_or_foreign_file_is_computed_anew(damage, tmp_path):
+def test_damaged_or_foreign_file_is_replaced(damage, tmp_path):
     expected = train(network(), epochs=1, cache=tmp_path).heads[0]
     files = sorted(tmp_path.glob("*.features"))
     assert len(files) == 2
@@ -152,7 +152,7 @@ def test_a_damaged_or_foreign_file_is_computed_anew(damage, tmp_path):
     assert train(network(), epochs=1, cache=tmp_path).seen == [0]
 
 
-def test_averaged_weights_of_a_backbone_that_has_trained_are_validated_on_images():
+def test_averaged_backbone_is_validated_on_images():
     def losses(cache):
         model, validated = network(), []
         stages = [{"epoch": 0, "train": "all"}, {"epoch": 1, "train": "head"}]
@@ -170,7 +170,7 @@ def test_averaged_weights_of_a_backbone_that_has_trained_are_validated_on_images
     assert losses("memory") == pytest.approx(losses(None), rel=1e-4)
 
 
-def test_data_deliver_images_again_after_the_run():
+def test_data_delivers_images_after_the_run():
     model = network()
     data = digits(model)
     train(model, data=data, cache="memory")
@@ -178,7 +178,7 @@ def test_data_deliver_images_again_after_the_run():
     assert next(iter(data.val_dataloader()))[0].ndim == 4
 
 
-def test_what_cannot_be_cached_is_told(tmp_path):
+def test_settings_that_cannot_be_cached(tmp_path):
     model = network()
     loader = digits(model).train_dataloader()
     callbacks = [lc.FineTuning([HEAD], cache="memory")]

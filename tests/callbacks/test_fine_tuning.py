@@ -1,4 +1,4 @@
-"""Stages of fine-tuning; and the defects of Lightning's BackboneFinetuning (2.6.6), which fails each test of one."""
+"""Stages of fine-tuning. Lightning's BackboneFinetuning (2.6.6) fails each of the seven tests of its defects."""
 
 import functools
 import math
@@ -9,7 +9,8 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from helpers.fine_tuned import BLOCKS, SILENT, Data, Tuned, fine_tuning
+from helpers.fine_tuned import BLOCKS, Data, Tuned, fine_tuning
+from helpers.trainers import SILENT
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy
 from torch.optim.lr_scheduler import CosineAnnealingLR, CosineAnnealingWarmRestarts, LambdaLR, OneCycleLR, StepLR
@@ -46,7 +47,7 @@ def test_defect_1_frozen_batchnorm_does_not_train(kind):
 
 
 @both
-def test_defect_2_frozen_batchnorm_normalises_with_its_statistics_and_keeps_them(kind):
+def test_defect_2_frozen_batchnorm_keeps_statistics(kind):
     module = Tuned()
     before = snapshot(module)
     fit(module, [fine_tuning(kind, epoch=2)], 2)
@@ -62,7 +63,7 @@ def test_defect_3_frozen_dropout_is_off(kind):
 
 
 @both
-def test_defect_4_a_run_resumed_after_unfreezing_stays_unfrozen(kind, tmp_path):
+def test_defect_4_resumed_run_stays_unfrozen(kind, tmp_path):
     fit(Tuned(), [fine_tuning(kind), ModelCheckpoint(tmp_path, "last")], 2)
     module = Tuned()
     before = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
@@ -71,7 +72,7 @@ def test_defect_4_a_run_resumed_after_unfreezing_stays_unfrozen(kind, tmp_path):
 
 
 @both
-def test_defect_5_parameters_that_are_equal_are_not_the_same(kind):
+def test_defect_5_equal_parameters_are_distinct(kind):
     module = Tuned()  # GroupNorm's weights in the backbone are ones, as BatchNorm's in the head
     trainer = fit(module, [fine_tuning(kind, epoch=0, train_bn=True)], 1)
     optimized = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
@@ -87,16 +88,16 @@ SCHEDULERS = {
 
 @both
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_defect_6_schedulers_of_the_module_go_on_when_more_is_unfrozen(kind, scheduler):
+def test_defect_6_schedulers_survive_unfreezing(kind, scheduler):
     module = Tuned(scheduler=SCHEDULERS[scheduler])
     fit(module, [fine_tuning(kind)], 3)
     assert len({rates[0] for rates in module.rates}) > 4
 
 
 @both
-def test_defect_7_processes_stay_equal_after_unfreezing(kind, tmp_path):
-    script = Path(__file__).parents[1] / "helpers" / "fine_tuned.py"
-    subprocess.run([sys.executable, script, kind, "difference.pt"], check=True, cwd=tmp_path)
+def test_defect_7_processes_stay_equal(kind, tmp_path):
+    command = [sys.executable, "-m", "helpers.fine_tuned", kind, tmp_path / "difference.pt"]
+    subprocess.run(command, check=True, cwd=Path(__file__).parents[1])
     assert torch.load(tmp_path / "difference.pt") == 0
 
 
@@ -114,7 +115,7 @@ def test_stages_follow_the_epochs():
     assert all(module.training_modules[i] == per_epoch[i // 4] for i in range(16))
 
 
-def test_what_is_frozen_keeps_every_bit_and_saves_nothing_for_its_backward_pass():
+def test_frozen_part_is_unchanged_and_saves_no_tensors():
     model = Pretrained("torchvision/resnet18", 3, "none", image_size=32, channels=1)
     before = snapshot(model.backbone)
     saved = []
@@ -133,7 +134,7 @@ def test_what_is_frozen_keeps_every_bit_and_saves_nothing_for_its_backward_pass(
         assert torch.equal(tensor, before[name])
 
 
-def test_all_groups_exist_from_the_first_step_and_their_rates_decay_with_depth():
+def test_groups_and_rates_by_depth():
     module = Tuned()
     trainer = fit(module, [lc.FineTuning(THREE, decay=0.5, blocks=BLOCKS)], 4)
     assert module.rates[0] == [0.1, 0.05, 0.025]
@@ -143,7 +144,7 @@ def test_all_groups_exist_from_the_first_step_and_their_rates_decay_with_depth()
     assert sizes == [8 + 15, 148 + 8, 40 + 8]
 
 
-def test_groups_of_the_module_s_own_are_kept():
+def test_groups_of_the_module_are_kept():
     def without_decay(parameters, lr):
         parameters = list(parameters)
         matrices, vectors = ([p for p in parameters if (p.ndim > 1) == large] for large in (True, False))
@@ -157,7 +158,7 @@ def test_groups_of_the_module_s_own_are_kept():
     ]
 
 
-def test_each_stage_has_a_schedule_of_its_own_length():
+def test_schedule_length_per_stage():
     module = Tuned()
     scheduler = functools.partial(OneCycleLR, max_lr=0.1, pct_start=0.5, div_factor=10, cycle_momentum=False)
     fit(module, [lc.FineTuning(THREE, 0.5, scheduler, BLOCKS)], 4)
@@ -172,7 +173,7 @@ def test_each_stage_has_a_schedule_of_its_own_length():
     [CosineAnnealingLR, functools.partial(StepLR, step_size=1, gamma=0.5), SCHEDULERS["LambdaLR"]],
     ids=["cosine", "step", "lambda"],
 )
-def test_any_scheduler_begins_anew_in_each_stage(scheduler):
+def test_any_scheduler_restarts_per_stage(scheduler):
     module = Tuned()
     fit(module, [lc.FineTuning(THREE, 0.5, scheduler, BLOCKS)], 4)
     assert [module.rates[i] for i in (0, 4, 12)] == [[0.1, 0.05, 0.025], [0.05, 0.025, 0.0125], [0.1, 0.05, 0.025]]
@@ -181,7 +182,7 @@ def test_any_scheduler_begins_anew_in_each_stage(scheduler):
 
 @pytest.mark.parametrize("epochs", [1, 2, 3], ids="stopped after {} epochs".format)
 @pytest.mark.parametrize("optimizer", [torch.optim.Adam, functools.partial(torch.optim.SGD, momentum=0.9)])
-def test_a_run_resumed_in_any_stage_ends_as_the_uninterrupted_one(epochs, optimizer, tmp_path):
+def test_resume_in_any_stage(epochs, optimizer, tmp_path):
     def callbacks(*others):
         scheduler = functools.partial(OneCycleLR, max_lr=0.1)
         return [lc.FineTuning(THREE, 0.5, scheduler, BLOCKS), lc.callbacks.RandomState(), *others]
@@ -200,7 +201,7 @@ def test_a_run_resumed_in_any_stage_ends_as_the_uninterrupted_one(epochs, optimi
         assert torch.equal(tensor, whole.state_dict()[name])
 
 
-def test_a_run_resumed_from_a_stage_s_last_step_begins_with_the_next_stage(tmp_path):
+def test_resume_from_the_last_step_of_a_stage(tmp_path):
     whole = Tuned()
     checkpoint = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=4, save_top_k=-1)  # before the epoch's end
     fit(whole, [lc.FineTuning(THREE, blocks=BLOCKS), checkpoint], 4)
@@ -210,7 +211,7 @@ def test_a_run_resumed_from_a_stage_s_last_step_begins_with_the_next_stage(tmp_p
     assert resumed.training_modules == whole.training_modules[4:]
 
 
-def test_a_part_can_be_frozen_again():
+def test_part_is_frozen_again():
     module = Tuned(functools.partial(torch.optim.SGD, momentum=0.9))
     stages = [{"epoch": 0, "train": "all"}, {"epoch": 1, "train": ["head.1"]}]
     seen = []
@@ -224,7 +225,7 @@ def test_a_part_can_be_frozen_again():
     assert not torch.equal(seen[0]["head.1.weight"], seen[2]["head.1.weight"])
 
 
-def test_what_its_owner_has_frozen_never_trains_and_all_else_is_as_trainable_afterwards_as_before():
+def test_user_frozen_layers_and_restored_state():
     module = Tuned()
     module.backbone[0].requires_grad_(False)
     module.backbone[1].eval()
@@ -243,7 +244,7 @@ class Failing(L.Callback):
         raise ZeroDivisionError
 
 
-def test_unfreezing_works_with_swapped_kernels_and_mixed_precision():
+def test_unfreezing_with_kernels_and_mixed_precision():
     module = Tuned()
     fit(module, [fine_tuning("ours"), lc.KernelSwap()], 2, precision="bf16-mixed")
     plain = Tuned()
@@ -252,7 +253,7 @@ def test_unfreezing_works_with_swapped_kernels_and_mixed_precision():
         torch.testing.assert_close(tensor, plain.state_dict()[name])
 
 
-def test_by_depth_in_a_pretrained_network():
+def test_depth_in_a_pretrained_network():
     model = Pretrained("torchvision/vgg16", 3, "none", image_size=32, channels=1)
     training = []
 
@@ -276,7 +277,7 @@ def test_by_depth_in_a_pretrained_network():
         ({"stages": THREE, "decay": 1.5}, "decay=1.5 is not above 0 and at most 1"),
     ],
 )
-def test_settings_that_make_no_stages_are_told(arguments, message):
+def test_invalid_stages(arguments, message):
     with pytest.raises(InputError, match=message):
         lc.FineTuning(**arguments)
 
@@ -291,21 +292,21 @@ def test_settings_that_make_no_stages_are_told(arguments, message):
         ({"stages": THREE, "blocks": BLOCKS}, {"scheduler": SCHEDULERS["LambdaLR"]}, "FineTuning.scheduler="),
     ],
 )
-def test_a_module_that_does_not_fit_is_told_before_the_first_step(arguments, module, message):
+def test_stages_that_do_not_match_the_module(arguments, module, message):
     module = Tuned(**module)
     with pytest.raises(InputError, match=message):
         fit(module, [lc.FineTuning(**arguments)], 1)
     assert module.rates == []
 
 
-def test_other_strategies_are_refused(monkeypatch):
+def test_unsupported_strategy(monkeypatch):
     monkeypatch.setattr(L.Trainer, "strategy", property(lambda trainer: FSDPStrategy.__new__(FSDPStrategy)))
     trainer = L.Trainer.__new__(L.Trainer)
     with pytest.raises(InputError, match="one device or with DDP, not with FSDPStrategy"):
         fine_tuning("ours").on_fit_start(trainer, Tuned())
 
 
-def test_steps_of_a_stage_fit_a_run_of_limited_steps():
+def test_schedule_length_with_max_steps():
     module = Tuned()
     fit(module, [lc.FineTuning(THREE, scheduler=CosineAnnealingLR, blocks=BLOCKS)], None, max_steps=9)
     rates = [rates[0] for rates in module.rates]
@@ -313,7 +314,7 @@ def test_steps_of_a_stage_fit_a_run_of_limited_steps():
 
 
 @pytest.mark.parametrize("name", ["torchvision/vgg16", "torchvision/resnet50", "torchvision/mobilenet_v2"])
-def test_a_frozen_network_is_computed_in_blocks_and_is_itself_again_when_it_trains(name, tmp_path):
+def test_frozen_backbone_is_fused(name, tmp_path):
     fused = []
 
     class Note(L.Callback):

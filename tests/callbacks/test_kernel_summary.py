@@ -1,7 +1,7 @@
 import lightning as L
 import pytest
 import torch
-from callbacks.test_kernel_swap import SILENT
+from helpers.trainers import SILENT
 from lightning.pytorch.callbacks import ModelSummary, RichModelSummary
 from rich import box, get_console
 from torch import nn
@@ -85,7 +85,7 @@ def reasons(below):
 
 
 @pytest.mark.parametrize("summary_first", [True, False])
-def test_shows_who_serves_what_was_swapped_however_it_is_listed(printed, kernels, summary_first):
+def test_swapped_layers_show_kernels_in_any_order(printed, kernels, summary_first):
     callbacks = [summary(2), lc.KernelSwap()]
     module = Module()
     table, below = printed(module, *callbacks[:: 1 if summary_first else -1])
@@ -97,7 +97,7 @@ def test_shows_who_serves_what_was_swapped_however_it_is_listed(printed, kernels
     assert type(module.net[0]) is nn.Conv2d
 
 
-def test_says_of_what_was_not_swapped_how_to(printed, kernels):
+def test_unswapped_layer_names_the_remedy(printed, kernels):
     table, below = printed(Module(), summary(2), lc.KernelSwap(exclude="net.0"))
     assert (table["net.0"][-1], table["net.2"][-1]) == ("torch (1)", "gathering (2)")
     assert reasons(below) == ["(1) torch.nn layer: lightconv.swap changes it", f"(2) {ASKED}"]
@@ -110,14 +110,14 @@ def test_layers_below_the_table_are_counted(printed):
     assert "uses no kernels" in reasons(below)[0]
 
 
-def test_on_a_cpu_torch_serves_and_the_reason_says_so(printed, monkeypatch):
+def test_reason_on_a_cpu(printed, monkeypatch):
     monkeypatch.setattr(lc.operators.backend, "INTERPRETED", False)
     table, below = printed(Module(), summary(-1), lc.KernelSwap())
     assert table["net.0"][-1] == "torch (1)"
     assert reasons(below)[0].startswith("(1) kernels need a GPU, this is a cpu tensor")
 
 
-def test_a_fused_block_takes_its_pooling_along(printed, kernels):
+def test_fused_block_includes_pooling(printed, kernels):
     module = Module()
     lc.fuse(module)
     table, _ = printed(module, summary(2))
@@ -125,13 +125,13 @@ def test_a_fused_block_takes_its_pooling_along(printed, kernels):
     assert table["net.2"][-1] == ""
 
 
-def test_without_an_example_the_sizes_are_unknown_and_it_says_what_to_do(printed):
+def test_no_example_input_array(printed):
     table, below = printed(Module(None), summary(2), lc.KernelSwap())
     assert (table["net.0"][-1], table["net.1"][-1]) == ("? (1)", "")
     assert "set the module's example_input_array" in reasons(below)[0]
 
 
-def test_a_forward_that_needs_values_trains_all_the_same(printed):
+def test_forward_that_needs_values(printed):
     module = NeedsValues()
     table, below = printed(module, summary(2))
     assert table["net.0"][-1] == "? (1)"
@@ -139,13 +139,13 @@ def test_a_forward_that_needs_values_trains_all_the_same(printed):
     assert len(module.losses) == 2
 
 
-def test_a_layer_that_is_not_called_and_a_parameter_of_no_layer_are_shown(printed):
+def test_uncalled_layer_and_lone_parameter(printed):
     table, below = printed(Spare(), summary())
     assert table["spare"][-1] == "? (2)"
     assert reasons(below)[1] == "(2) not called with the example_input_array"
 
 
-def test_arguments_by_name_and_compiled_networks_are_explained(printed, kernels):
+def test_keyword_arguments_and_compiled_networks(printed, kernels):
     module = ByName()
     module.example_input_array = {"images": torch.zeros(4, 1, 8, 8)}
     table, _ = printed(module, lc.KernelSwap(), summary())
@@ -155,7 +155,7 @@ def test_arguments_by_name_and_compiled_networks_are_explained(printed, kernels)
     assert table["net._orig_mod.2"][-1] == "gathering (1)"
 
 
-def test_columns_and_totals_are_lightnings(printed, capsys):
+def test_columns_and_totals_equal_lightning(printed, capsys):
     table, below = printed(Module(), summary(2))
     fit(Module(), RichModelSummary(2))
     header, *theirs = cells(capsys.readouterr().out.replace("┃", "│"))
@@ -165,7 +165,7 @@ def test_columns_and_totals_are_lightnings(printed, capsys):
     assert "11.2 K FLOPs, 7 modules in train mode, 0 modules in eval mode" in below
 
 
-def test_training_is_as_without_it():
+def test_training_is_unchanged():
     plain, summarized = Module(), Module()
     summarized.load_state_dict(plain.state_dict())
     fit(plain)
@@ -174,7 +174,7 @@ def test_training_is_as_without_it():
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in summarized.modules())
 
 
-def test_it_replaces_lightnings_own_and_depth_0_turns_it_off(printed):
+def test_replaces_lightnings_summary(printed):
     table, _ = printed(Module(), summary(0), enable_model_summary=True)
     assert table == {}
     trainer = L.Trainer(callbacks=[summary()], **{**SILENT, "enable_model_summary": True})

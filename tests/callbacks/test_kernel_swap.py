@@ -7,7 +7,7 @@ import lightning as L
 import pytest
 import pytorch_lightning
 import torch
-from helpers.fine_tuned import SILENT
+from helpers.trainers import SILENT
 from lightning.fabric.plugins.precision import MixedPrecision as FabricMixedPrecision
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.plugins.precision import HalfPrecision, MixedPrecision, Precision
@@ -25,16 +25,16 @@ def network():
 
 
 class Plain(L.LightningModule):
-    """Knows nothing of lightconv; notes its losses, and in which step it found how many of lightconv's layers."""
+    """Module unaware of lightconv. Records its losses and, per kind of step, how many lightconv layers it has."""
 
     def __init__(self, net=None):
         super().__init__()
         self.net = net
-        self.losses, self.found = [], {}
+        self.losses, self.swapped = [], {}
 
     def step(self, name, batch):
         ours = [isinstance(module, lc.nn.Conv2d | lc.nn.MaxPool2d) for module in self.net.modules()]
-        self.found[name] = sum(ours)
+        self.swapped[name] = sum(ours)
         return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
 
     def training_step(self, batch, index):
@@ -86,8 +86,8 @@ def data():
     return DataLoader(TensorDataset(images, labels), batch_size=4)
 
 
-def fitted(data, callbacks=(), of=lambda: Plain(network()), wrapped=lambda module: module, **options):
-    """A module after two epochs from the same weights."""
+def fit(data, callbacks=(), of=lambda: Plain(network()), wrapped=lambda module: module, **options):
+    """Return a module after two epochs from the same weights."""
     torch.manual_seed(0)
     module = of()
     trainer = L.Trainer(max_epochs=2, callbacks=list(callbacks), **SILENT, **options)
@@ -102,19 +102,19 @@ def layers(module):
 TORCHS = [nn.Conv2d, nn.ReLU, nn.MaxPool2d, nn.Flatten, nn.Linear]
 
 
-def test_fit_computes_the_same_losses_on_lightconvs_layers(data):
-    plain, swapped = fitted(data), fitted(data, [lc.KernelSwap()])
+def test_fit_has_the_same_losses(data):
+    plain, swapped = fit(data), fit(data, [lc.KernelSwap()])
     assert plain.losses == swapped.losses
-    assert plain.found == {"fit": 0, "validate": 0}
-    assert swapped.found == {"fit": 2, "validate": 2}
+    assert plain.swapped == {"fit": 0, "validate": 0}
+    assert swapped.swapped == {"fit": 2, "validate": 2}
     assert layers(swapped) == TORCHS
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_fit_runs_on_the_kernels(data, kernels, precision):
-    plain = fitted(data, precision=precision)
+    plain = fit(data, precision=precision)
     with torch.profiler.profile() as profile:
-        swapped = fitted(data, [lc.KernelSwap()], precision=precision)
+        swapped = fit(data, [lc.KernelSwap()], precision=precision)
     counts = {event.key: event.count for event in profile.key_averages()}
     assert counts["lightconv::conv2d_weight_gradient"] == 6
     assert counts["lightconv::max_pool2d"] == 6 + 2 + 6  # training, two to check sanity, validation
@@ -123,26 +123,26 @@ def test_fit_runs_on_the_kernels(data, kernels, precision):
 
 @pytest.mark.parametrize("task", ["validate", "test", "predict"])
 @pytest.mark.parametrize("of", [lambda: Plain(network()), BuiltLate, BuiltInSetup])
-def test_every_task_swaps_and_restores(data, task, of):
+def test_every_stage_swaps_and_restores(data, task, of):
     module = of()
     getattr(L.Trainer(callbacks=[lc.KernelSwap()], **SILENT), task)(module, data)
-    assert module.found == {task: 2}
+    assert module.swapped == {task: 2}
     assert layers(module) == TORCHS
 
 
-def test_one_trainer_runs_one_task_after_another(data):
+def test_one_trainer_for_all_stages(data):
     module, trainer = Plain(network()), L.Trainer(max_epochs=1, callbacks=[lc.KernelSwap()], **SILENT)
     trainer.fit(module, data, data)
     trainer.test(module, data)
     trainer.predict(module, data)
-    assert module.found == {"fit": 2, "validate": 2, "test": 2, "predict": 2}
+    assert module.swapped == {"fit": 2, "validate": 2, "test": 2, "predict": 2}
     assert layers(module) == TORCHS
 
 
 @pytest.mark.parametrize("of", [BuiltLate, BuiltInSetup])
-def test_modules_built_late_are_swapped_in_fit(data, of):
-    module = fitted(data, [lc.KernelSwap()], of)
-    assert module.found == {"fit": 2, "validate": 2}
+def test_modules_built_late(data, of):
+    module = fit(data, [lc.KernelSwap()], of)
+    assert module.swapped == {"fit": 2, "validate": 2}
     assert layers(module) == TORCHS
 
 
@@ -157,50 +157,50 @@ def test_modules_built_late_are_swapped_in_fit(data, of):
     ],
     ids=["bf16-mixed", "bf16-true", "accumulated", "compiled", "compiled within"],
 )
-def test_the_trainers_options_make_no_difference(data, options):
-    plain, swapped = fitted(data, **options), fitted(data, [lc.KernelSwap()], **options)
+def test_trainer_options_make_no_difference(data, options):
+    plain, swapped = fit(data, **options), fit(data, [lc.KernelSwap()], **options)
     assert plain.losses == swapped.losses
-    assert swapped.found == {"fit": 2, "validate": 2}
+    assert swapped.swapped == {"fit": 2, "validate": 2}
     assert not any(isinstance(module, lc.nn.Conv2d) for module in swapped.modules())
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_averaged_weights_make_no_difference(data, first):
+def test_weight_averaging_makes_no_difference(data, first):
     def callbacks(*more):
         averaging = EMAWeightAveraging(decay=0.5)
         return [*more, averaging] if first else [averaging, *more]
 
-    plain, swapped = fitted(data, callbacks()), fitted(data, callbacks(lc.KernelSwap()))
-    assert swapped.found == {"fit": 2, "validate": 2}
+    plain, swapped = fit(data, callbacks()), fit(data, callbacks(lc.KernelSwap()))
+    assert swapped.swapped == {"fit": 2, "validate": 2}
     torch.testing.assert_close(swapped.state_dict(), plain.state_dict(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("plugged", ["callback", "plugin"])
 @pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt()])
-def test_a_failed_run_restores_too(data, plugged, error):
+def test_failed_run_restores(data, plugged, error):
     options = {"callbacks": [lc.KernelSwap()]} if plugged == "callback" else {"plugins": Full()}
     module = Failing(network())
     module.error = error
     with pytest.raises((RuntimeError, SystemExit)):
         L.Trainer(max_epochs=1, **options, **SILENT).fit(module, data, data)
-    assert module.found["fit"] == 2
+    assert module.swapped["fit"] == 2
     assert layers(module) == TORCHS
 
 
-def test_include_and_exclude_reach_the_swap(data):
-    assert fitted(data, [lc.KernelSwap(include="net.*", exclude=nn.MaxPool2d)]).found["fit"] == 1
+def test_include_and_exclude(data):
+    assert fit(data, [lc.KernelSwap(include="net.*", exclude=nn.MaxPool2d)]).swapped["fit"] == 1
 
 
-def test_what_was_swapped_before_stays_swapped(data):
+def test_earlier_swap_stays(data):
     module = Plain(network())
     lc.swap(module.net[0])
-    fitted(data, [lc.KernelSwap()], lambda: module)
-    assert module.found["fit"] == 2
+    fit(data, [lc.KernelSwap()], lambda: module)
+    assert module.swapped["fit"] == 2
     assert isinstance(module.net[0], lc.nn.Conv2d)
     assert layers(module)[1:] == TORCHS[1:]
 
 
-def test_checkpoints_are_plain_with_a_network_among_the_hyperparameters_too(data, tmp_path):
+def test_checkpoints_hold_plain_modules(data, tmp_path):
     class WithNetwork(Plain):
         def __init__(self, net):
             super().__init__(net)
@@ -210,7 +210,7 @@ def test_checkpoints_are_plain_with_a_network_among_the_hyperparameters_too(data
         def on_train_end(self, trainer, pl_module):
             trainer.save_checkpoint(tmp_path / "last.ckpt")
 
-    module = fitted(data, [lc.KernelSwap(), Save()], lambda: WithNetwork(network()))
+    module = fit(data, [lc.KernelSwap(), Save()], lambda: WithNetwork(network()))
     load = (
         "import sys, torch; sys.modules['lightconv'] = None; c = torch.load(sys.argv[1], weights_only=False);"
         "print(c['hyper_parameters']['net'], *c['state_dict'])"
@@ -223,21 +223,21 @@ def test_checkpoints_are_plain_with_a_network_among_the_hyperparameters_too(data
 
 def test_nothing_to_swap_is_an_error(data):
     with pytest.raises(InputError, match="nothing to swap: Plain has no"):
-        fitted(data, [lc.KernelSwap()], lambda: Plain(nn.Sequential(nn.Flatten(), nn.Linear(64, 3))))
+        fit(data, [lc.KernelSwap()], lambda: Plain(nn.Sequential(nn.Flatten(), nn.Linear(64, 3))))
 
 
-def test_the_default_only_warns_of_nothing_to_swap(data):
+def test_default_warns_of_nothing_to_swap(data):
     with pytest.warns(UserWarning, match="LIGHTCONV=1: nothing to swap: Plain has no"):
-        fitted(data, [DefaultKernelSwap()], lambda: Plain(nn.Sequential(nn.Flatten(), nn.Linear(64, 3))))
+        fit(data, [DefaultKernelSwap()], lambda: Plain(nn.Sequential(nn.Flatten(), nn.Linear(64, 3))))
 
 
-def test_the_default_gives_way_to_a_callback_of_the_scripts_own(data):
-    assert fitted(data, [lc.KernelSwap(exclude="net.0"), DefaultKernelSwap()]).found["fit"] == 1
+def test_default_yields_to_callback(data):
+    assert fit(data, [lc.KernelSwap(exclude="net.0"), DefaultKernelSwap()]).swapped["fit"] == 1
     fabric = L.Fabric(accelerator="cpu", callbacks=[lc.KernelSwap(exclude="0"), DefaultKernelSwap()])
     assert not isinstance(fabric.setup(network()).module[0], lc.nn.Conv2d)
 
 
-def test_the_other_packages_trainer_is_refused(data):
+def test_trainer_of_pytorch_lightning(data):
     class Other(pytorch_lightning.LightningModule):
         training_step = configure_optimizers = lambda self, *_: None
 
@@ -266,10 +266,10 @@ class Half(lc.KernelPrecision, HalfPrecision):
         (lambda: Half("bf16-true"), "bf16-true", 1),
     ],
 )
-def test_a_precision_plugin_swaps_and_restores(data, plugin, precision, swapped):
-    plain, module = fitted(data, precision=precision), fitted(data, plugins=plugin())
+def test_precision_plugin_swaps_and_restores(data, plugin, precision, swapped):
+    plain, module = fit(data, precision=precision), fit(data, plugins=plugin())
     assert plain.losses == module.losses
-    assert module.found == {"fit": swapped, "validate": swapped}
+    assert module.swapped == {"fit": swapped, "validate": swapped}
     assert layers(module) == TORCHS
 
 
@@ -302,8 +302,8 @@ def test_fabric_trains_on_the_kernels(data, options, kernels):
 
 def test_two_processes_train_the_same_weights(tmp_path):
     def trained(strategy, callback):
-        script = Path(__file__).parents[1] / "helpers" / "distributed.py"
-        subprocess.run([sys.executable, script, strategy, callback, "weights.pt"], check=True, cwd=tmp_path)
+        command = [sys.executable, "-m", "helpers.distributed", strategy, callback, tmp_path / "weights.pt"]
+        subprocess.run(command, check=True, cwd=Path(__file__).parents[1])
         weights = torch.load(tmp_path / "weights.pt")
         return weights.pop("swapped"), weights
 
@@ -315,11 +315,11 @@ def test_two_processes_train_the_same_weights(tmp_path):
         torch.testing.assert_close(weights, expected, rtol=0, atol=0)
 
 
-def test_lightnings_tuner_measures_what_will_train(data):
+def test_tuner_runs_on_swapped_layers(data):
     model = Plain(network())
     trainer = L.Trainer(max_epochs=1, callbacks=[lc.KernelSwap()], **SILENT)
     Tuner(trainer).lr_find(model, data, num_training=3, attr_name="rate", update_attr=False)
-    assert model.found["fit"] == 2
+    assert model.swapped["fit"] == 2
     assert not any(isinstance(module, lc.nn.Conv2d) for module in model.modules())
 
 
@@ -333,14 +333,14 @@ class ValidatesAnother(L.Callback):
         L.Trainer(callbacks=[self.swap], **SILENT).validate(Plain(network()), self.data, verbose=False)
 
 
-def test_a_run_within_a_run_restores_its_own_module_alone(data):
+def test_nested_run_restores_its_own_module(data):
     model, swap = Plain(network()), lc.KernelSwap()
     L.Trainer(max_epochs=1, callbacks=[swap, ValidatesAnother(swap, data)], **SILENT).fit(model, data)
-    assert model.found["fit"] == 2
+    assert model.swapped["fit"] == 2
     assert not any(isinstance(module, lc.nn.Conv2d) for module in model.modules())
 
 
-def test_fabric_warns_of_a_model_without_anything_to_swap():
+def test_fabric_warns_of_nothing_to_swap():
     fabric = L.Fabric(accelerator="cpu", callbacks=[lc.KernelSwap()])
     convolutional = fabric.setup(network())
     with pytest.warns(UserWarning, match="KernelSwap: nothing to swap: Linear"):
@@ -352,7 +352,7 @@ class SwappingPrecision(lc.KernelPrecision, Precision):
     include = "*0"
 
 
-def test_a_precision_plugin_restores_every_model_that_it_converted():
+def test_precision_plugin_restores_every_model():
     plugin, models = SwappingPrecision(), [network(), network()]
     for model in models:
         plugin.convert_module(model)
@@ -360,7 +360,7 @@ def test_a_precision_plugin_restores_every_model_that_it_converted():
     assert not any(isinstance(module, lc.nn.Conv2d) for model in models for module in model.modules())
 
 
-def test_the_default_gives_way_to_a_precision_plugin_of_the_scripts_own(data):
+def test_default_yields_to_precision_plugin(data):
     model = Plain(network())
     L.Trainer(max_epochs=1, callbacks=[DefaultKernelSwap()], plugins=[SwappingPrecision()], **SILENT).fit(model, data)
-    assert model.found["fit"] == 1, "the max-pooling is not included"
+    assert model.swapped["fit"] == 1, "the max-pooling is not included"

@@ -3,6 +3,7 @@ import signal
 import lightning as L
 import pytest
 import torch
+from helpers.trainers import QUIET, SILENT
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
@@ -11,11 +12,9 @@ from lightconv.callbacks import GracefulStop, RandomState, WeightAverage
 from lightconv.errors import InputError
 from lightconv.tasks import Classification
 
-QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-
 
 class Small(nn.Module):
-    """With what is not a parameter, and what draws random numbers."""
+    """Network with buffers and random numbers."""
 
     def __init__(self):
         super().__init__()
@@ -53,7 +52,7 @@ def assert_the_same(one, other):
 
 
 class Weights(L.Callback):
-    """Note the weights after every step."""
+    """Record the weights after every step."""
 
     def __init__(self):
         self.values = []
@@ -62,7 +61,7 @@ class Weights(L.Callback):
         self.values.append({name: tensor.clone() for name, tensor in module.state_dict().items()})
 
 
-def test_checkpoints_and_the_trained_module_hold_the_average(tmp_path):
+def test_checkpoints_and_module_hold_the_average(tmp_path):
     weights, module = Weights(), task()
     fit(module, tmp_path, weights)
     average = weights.values[0]["model.head.weight"]
@@ -77,7 +76,7 @@ def test_checkpoints_and_the_trained_module_hold_the_average(tmp_path):
     assert last["state_dict"]["model.layers.3.num_batches_tracked"] == len(weights.values) == 15
 
 
-def test_what_is_validated_is_what_is_kept(tmp_path):
+def test_validation_uses_the_saved_weights(tmp_path):
     kept, module = {}, task()
 
     class Note(L.Callback):
@@ -99,7 +98,7 @@ def test_what_is_validated_is_what_is_kept(tmp_path):
     assert trainer.callback_metrics["val/loss"] > loss + 0.1
 
 
-def test_the_first_weights_are_forgotten_in_a_short_run():
+def test_short_run_forgets_first_weights():
     average, first = torch.zeros(3), torch.ones(1)
     for steps in range(1, 20):
         average = lc.callbacks.weight_average._update_average(average, first, torch.tensor(steps), decay=0.999)
@@ -119,7 +118,7 @@ class StopInValidation(L.Callback):
 
 
 @pytest.mark.parametrize("stop", [StopInTraining, StopInValidation])
-def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, stop):
+def test_stopped_run_resumes_bit_for_bit(tmp_path, stop):
     fit(task(), tmp_path / "whole")
     with pytest.raises((SystemExit, InterruptedError)):
         fit(task(), tmp_path / "half", stop())
@@ -129,17 +128,17 @@ def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, stop):
     assert_the_same(*(checkpoint(tmp_path / name / "last.ckpt") for name in ("half", "whole")))
 
 
-def test_a_finished_run_goes_on_from_its_own_weights(tmp_path):
+def test_finished_run_continues(tmp_path):
     fit(task(), tmp_path / "whole", epochs=4)
     fit(task(), tmp_path / "half", epochs=2)
     fit(task(), tmp_path / "half", epochs=4, ckpt_path=tmp_path / "half/last.ckpt")
     assert_the_same(*(checkpoint(tmp_path / name / "last.ckpt") for name in ("half", "whole")))
 
 
-def test_another_run_with_the_same_callback_has_an_average_of_its_own():
+def test_second_run_has_its_own_average():
     def trained(callback):
         module = task()
-        trainer = L.Trainer(max_epochs=1, callbacks=[callback], enable_checkpointing=False, **QUIET)
+        trainer = L.Trainer(max_epochs=1, callbacks=[callback], **SILENT)
         trainer.fit(module, lc.data.Digits(batch_size=256))
         return module.state_dict()
 
@@ -149,6 +148,6 @@ def test_another_run_with_the_same_callback_has_an_average_of_its_own():
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1])
-def test_a_decay_out_of_range_is_told(decay):
+def test_decay_out_of_range(decay):
     with pytest.raises(InputError, match=f"decay={decay}"):
         WeightAverage(decay)

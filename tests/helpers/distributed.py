@@ -1,10 +1,11 @@
-"""Trains in two processes and writes the weights: python distributed.py STRATEGY none|swap FILE."""
+"""Train in two processes and write the weights: ``python -m helpers.distributed STRATEGY none|swap FILE``."""
 
 import sys
 import warnings
 
 import lightning as L
 import torch
+from helpers.trainers import SILENT
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -34,12 +35,8 @@ if __name__ == "__main__":
     images, labels = torch.randn(16, 1, 8, 8), torch.randint(0, 3, (16,))
     L.Trainer(
         max_epochs=2,
-        accelerator="cpu",
         devices=2,
         strategy=sys.argv[1],
         callbacks=[lc.KernelSwap()] if sys.argv[2] == "swap" else [],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
+        **SILENT,
     ).fit(Plain(), DataLoader(TensorDataset(images, labels), batch_size=4))

@@ -1,6 +1,7 @@
-"""A module with a backbone and a head that knows nothing of callbacks.
+"""Module with a backbone and a head, unaware of callbacks.
 
-``python fine_tuned.py ours|lightning FILE`` trains it in two processes and writes the largest difference between them.
+``python -m helpers.fine_tuned ours|lightning FILE`` trains it in two processes and writes the largest difference of
+their weights.
 """
 
 import sys
@@ -8,24 +9,18 @@ import warnings
 
 import lightning as L
 import torch
+from helpers.trainers import SILENT
 from lightning.pytorch.callbacks import BackboneFinetuning
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightconv as lc
 
-SILENT = {
-    "accelerator": "cpu",
-    "logger": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "enable_checkpointing": False,
-}
 BLOCKS = [["head"], ["backbone.4", "backbone.5"], ["backbone.0", "backbone.1"]]
 
 
 class Tuned(L.LightningModule):
-    """Notes, at every step, which modules were in training and which parameters had gradients."""
+    """Records the modules in training mode and the learning rates at every step."""
 
     def __init__(self, optimizer=None, scheduler=None, interval="step"):
         super().__init__()
@@ -56,7 +51,7 @@ def images_and_labels(side=8):
 
 
 class Data:
-    """Four batches; a DataLoader would draw random numbers, which a resumed run draws another time."""
+    """Four batches. A DataLoader would draw random numbers, and a resumed run would draw them again."""
 
     def __init__(self, side=8):
         self.side = side
@@ -69,7 +64,7 @@ class Data:
 
 
 def fine_tuning(kind, epoch=1, train_bn=False):
-    """Train the head, and from an epoch on everything: by lightconv's callback, or by Lightning's."""
+    """Return lightconv's or Lightning's callback that trains the head and, from an epoch on, everything."""
     if kind == "lightning":
         return BackboneFinetuning(unfreeze_backbone_at_epoch=epoch, train_bn=train_bn)
     everything = {"epoch": epoch, "train": "all"}
@@ -77,7 +72,7 @@ def fine_tuning(kind, epoch=1, train_bn=False):
 
 
 class Difference(L.Callback):
-    """Writes how far apart two processes are when training ends."""
+    """Writes the largest difference between the weights of two processes when training ends."""
 
     def on_train_end(self, trainer, pl_module):
         weights = torch.cat([parameter.detach().flatten() for parameter in pl_module.parameters()])

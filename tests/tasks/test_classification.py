@@ -6,6 +6,7 @@ from functools import partial
 import lightning as L
 import pytest
 import torch
+from helpers.trainers import QUIET, SILENT
 from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 from sklearn.metrics import balanced_accuracy_score
 from torch import nn
@@ -18,11 +19,9 @@ from lightconv.errors import InputError
 from lightconv.models import LeNet
 from lightconv.tasks import Classification
 
-QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-
 
 class WithDropout(nn.Module):
-    """Draws random numbers in every step."""
+    """Network that draws random numbers in every step."""
 
     def __init__(self):
         super().__init__()
@@ -57,8 +56,8 @@ def assert_bitwise_equal(one, other):
         assert torch.equal(tensor, other.state_dict()[name]), name
 
 
-def test_a_script_needs_no_more_than_this():
-    trainer = L.Trainer(max_epochs=2, **QUIET, enable_checkpointing=False)
+def test_minimal_script():
+    trainer = L.Trainer(max_epochs=2, **SILENT)
     trainer.fit(lc.tasks.Classification(lc.models.LeNet()), lc.data.Digits())
     assert trainer.callback_metrics["val/accuracy"] > 0.5
 
@@ -78,7 +77,7 @@ class SaveAt(L.Callback):
 
 @pytest.mark.parametrize("step", [3, 5, 8])  # 5 steps an epoch: in the first, at its end, in the second
 @pytest.mark.parametrize("model", [LeNet, WithDropout])
-def test_a_checkpoint_resumes_to_the_same_bits(tmp_path, model, step):
+def test_checkpoint_resumes_bit_for_bit(tmp_path, model, step):
     torch.manual_seed(0)
     whole = task(model())
     fit(whole, epochs=3)
@@ -95,8 +94,8 @@ def test_a_checkpoint_resumes_to_the_same_bits(tmp_path, model, step):
 @pytest.mark.parametrize(
     "options", [{"monitor": "val/loss"}, {"save_last": True}, {"every_n_epochs": 1, "save_on_train_epoch_end": True}]
 )
-def test_lightnings_own_epoch_checkpoints_resume_to_the_same_bits(tmp_path, options):
-    # saved after validation or after the epoch, which Lightning restores by different ways
+def test_epoch_checkpoints_resume_bit_for_bit(tmp_path, options):
+    # Lightning restores checkpoints saved after validation and after the epoch in different ways
     checkpoint = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1, **options)
     whole = task(WithDropout())
     fit(whole, epochs=3, callbacks=[checkpoint])
@@ -105,17 +104,25 @@ def test_lightnings_own_epoch_checkpoints_resume_to_the_same_bits(tmp_path, opti
     assert_bitwise_equal(whole, resumed)
 
 
-def test_ctrl_c_in_the_middle_of_a_step_waits_for_its_end(tmp_path):
-    class CtrlC(L.Callback):
-        def on_before_backward(self, trainer, *_):
-            if trainer.global_step == 9:  # the last step of the second epoch
-                signal.raise_signal(signal.SIGINT)
+class CtrlC(L.Callback):
+    """Press Ctrl-C in the middle of a step."""
 
+    def __init__(self, step):
+        self.step = step
+
+    def on_before_backward(self, trainer, *_):
+        if trainer.global_step == self.step:
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_waits_for_the_end_of_the_step(tmp_path):
     last = ModelCheckpoint(tmp_path, filename="last", save_on_exception=True)
     whole = task(WithDropout())
     fit(whole, epochs=3)
     with pytest.raises(SystemExit):
-        fit(task(WithDropout()), epochs=3, callbacks=[GracefulStop(), CtrlC(), last])
+        fit(
+            task(WithDropout()), epochs=3, callbacks=[GracefulStop(), CtrlC(9), last]
+        )  # 9: last step of the second epoch
     signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning leaves it ignored
     resumed = task(WithDropout())
     trainer = fit(resumed, epochs=3, ckpt_path=tmp_path / "last.ckpt")
@@ -125,32 +132,27 @@ def test_ctrl_c_in_the_middle_of_a_step_waits_for_its_end(tmp_path):
 
 @pytest.mark.parametrize("step", [8, 9, 14], ids=["within an epoch", "at its end", "at the end of the run"])
 def test_ctrl_c_loses_no_validation(step, tmp_path):
-    class CtrlC(L.Callback):
-        def on_before_backward(self, trainer, *_):
-            if trainer.global_step == step:
-                signal.raise_signal(signal.SIGINT)
-
     validated = []
 
-    class Note(L.Callback):
+    class RecordValidation(L.Callback):
         def on_validation_end(self, trainer, *_):
             if not trainer.sanity_checking:
                 validated.append(trainer.global_step)
 
     last = ModelCheckpoint(tmp_path, filename="last", save_on_exception=True)
     with suppress(SystemExit):
-        fit(task(WithDropout()), epochs=3, callbacks=[GracefulStop(), CtrlC(), Note(), last])
+        fit(task(WithDropout()), epochs=3, callbacks=[GracefulStop(), CtrlC(step), RecordValidation(), last])
     signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning leaves it ignored
-    fit(task(WithDropout()), epochs=3, callbacks=[Note()], ckpt_path=tmp_path / "last.ckpt")
+    fit(task(WithDropout()), epochs=3, callbacks=[RecordValidation()], ckpt_path=tmp_path / "last.ckpt")
     assert validated == [5, 10, 15]
 
 
-def test_counts_the_models_own_classes():
+def test_classes_of_the_model():
     assert Classification(LeNet(classes=7)).classes == 7
     assert Classification(nn.Flatten()).classes == 10
 
 
-def test_the_same_seed_gives_the_same_bits_and_another_does_not():
+def test_seed_decides_every_bit():
     def run(seed):
         L.seed_everything(seed, verbose=False)
         module = Classification(LeNet())
@@ -161,7 +163,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not():
     assert not torch.equal(run(0).model.fc3.weight, run(1).model.fc3.weight)
 
 
-def test_the_kernels_take_the_same_optimisation_steps(tmp_path):
+def test_kernels_take_the_same_steps(tmp_path):
     class Losses(L.Callback):
         def __init__(self):
             self.values = []
@@ -179,7 +181,7 @@ def test_the_kernels_take_the_same_optimisation_steps(tmp_path):
     assert courses["triton"] == pytest.approx(courses["reference"], abs=1e-4)
 
 
-def test_metrics_equal_a_count_by_hand():
+def test_metrics_equal_a_manual_count():
     module = task()
     trainer = fit(module)
     figures = {k: v.item() for k, v in trainer.callback_metrics.items()}
@@ -213,7 +215,7 @@ class UnbalancedDigits(lc.data.Digits):
         return splits
 
 
-def test_class_weights_multiply_the_loss_of_each_image():
+def test_class_weights_multiply_each_loss():
     logits, labels, weights = torch.randn(6, 3), torch.tensor([0, 1, 1, 2, 2, 2]), [0.5, 1, 4]
     module = task(LeNet(classes=3), class_weights=weights)
     losses = nn.functional.cross_entropy(logits, labels, reduction="none")
@@ -223,22 +225,22 @@ def test_class_weights_multiply_the_loss_of_each_image():
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("class_weights", [None, [0.5, 1, 4]])
-def test_labels_cost_what_the_same_soft_targets_cost(label_smoothing, class_weights):
+def test_labels_equal_soft_targets(label_smoothing, class_weights):
     logits, labels = torch.randn(6, 3), torch.tensor([0, 1, 1, 2, 2, 2])
     module = task(LeNet(classes=3), class_weights=class_weights, label_smoothing=label_smoothing)
     soft = module.training_loss(logits, one_hot(labels).float())
     torch.testing.assert_close(module.training_loss(logits, labels), soft)
 
 
-def test_balanced_weights_give_every_class_the_same_weight_and_keep_the_losss_scale():
+def test_balanced_weights_sum_equally_per_class():
     module, data = task(class_weights="balanced"), UnbalancedDigits()
-    module.weigh_classes(data)
+    module.balance_class_weights(data)
     counts = data.split("train")[1].bincount()
     assert counts.max() > 5 * counts.min()
     torch.testing.assert_close(module.loss_weights * counts, torch.full((10,), counts.sum() / 10))
 
 
-def test_balanced_weights_help_the_rare_classes():
+def test_balanced_weights_help_rare_classes():
     def figures(class_weights):
         module, data = task(class_weights=class_weights), UnbalancedDigits(batch_size=32)
         trainer = fit(module, epochs=6, data=data)
@@ -249,10 +251,10 @@ def test_balanced_weights_help_the_rare_classes():
     assert balanced["test/balanced_accuracy"] > without["test/balanced_accuracy"] + 0.02
 
 
-def test_balanced_accuracy_is_scikit_learns():
+def test_balanced_accuracy_equals_scikit_learn():
     module, data = task(), UnbalancedDigits()
     fit(module, epochs=1, data=data)
-    trainer = L.Trainer(**QUIET, enable_checkpointing=False)
+    trainer = L.Trainer(**SILENT)
     figures = trainer.validate(module, data.train_dataloader(), verbose=False)[0]
     data.augmentation = None
     images, labels = data.split("train")
@@ -262,7 +264,7 @@ def test_balanced_accuracy_is_scikit_learns():
     assert figures["val/balanced_accuracy"] < figures["val/accuracy"] - 0.1
 
 
-def test_class_weights_leave_validation_and_checkpoints_alone(tmp_path):
+def test_class_weights_do_not_change_validation_or_checkpoints(tmp_path):
     weighted, plain = task(class_weights="balanced"), task()
     trainer = fit(weighted, data=UnbalancedDigits())
     trainer.save_checkpoint(tmp_path / "weighted.ckpt")
@@ -272,7 +274,7 @@ def test_class_weights_leave_validation_and_checkpoints_alone(tmp_path):
         assert value == trainer.validate(weighted, UnbalancedDigits(), verbose=False)[0][metric]
 
 
-def test_balanced_training_resumes_to_the_same_bits(tmp_path):
+def test_balanced_training_resumes_bit_for_bit(tmp_path):
     whole, begun, resumed = (task(class_weights="balanced") for _ in range(3))
     fit(whole, epochs=2, data=UnbalancedDigits())
     with pytest.raises(InterruptedError):
@@ -285,7 +287,7 @@ def test_balanced_training_resumes_to_the_same_bits(tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
-def test_class_weights_go_with_any_precision(precision):
+def test_class_weights_in_any_precision(precision):
     trainer = fit(task(class_weights="balanced"), epochs=2, precision=precision)
     assert trainer.callback_metrics["train/loss"] < 2.3
 
@@ -293,23 +295,23 @@ def test_class_weights_go_with_any_precision(precision):
 @pytest.mark.parametrize(
     "class_weights", ["even", [1, 1], [1] * 9 + [-1], [0] * 10, [1] * 9 + [math.nan], [1] * 9 + [math.inf]], ids=str
 )
-def test_impossible_class_weights_are_told(class_weights):
+def test_invalid_class_weights(class_weights):
     with pytest.raises(InputError, match="give null, balanced, or a list of 10 numbers"):
         task(class_weights=class_weights)
 
 
-def test_what_cannot_be_balanced_is_told():
+def test_class_weights_that_cannot_be_balanced():
     data = digits()
     images, labels = data.split("train")
     loader = data.train_dataloader()
     with pytest.raises(InputError, match="give a list of 10 weights"):
-        L.Trainer(**QUIET, max_epochs=1, enable_checkpointing=False).fit(task(class_weights="balanced"), loader)
+        L.Trainer(max_epochs=1, **SILENT).fit(task(class_weights="balanced"), loader)
     data._splits["train"] = images[labels > 1], labels[labels > 1]
     with pytest.raises(InputError, match="no training image is of class 0, 1:"):
-        task(class_weights="balanced").weigh_classes(data)
+        task(class_weights="balanced").balance_class_weights(data)
 
 
-def test_the_training_loss_is_the_mean_over_the_epoch(monkeypatch):
+def test_training_loss_is_the_epoch_mean(monkeypatch):
     losses, sizes = [], []
     step = Classification.training_step
 
@@ -325,7 +327,7 @@ def test_the_training_loss_is_the_mean_over_the_epoch(monkeypatch):
     assert trainer.callback_metrics["train/loss"].item() == pytest.approx(mean, rel=1e-5)
 
 
-def test_nothing_is_logged_in_a_training_step(monkeypatch):
+def test_training_step_logs_nothing(monkeypatch):
     module = task()
     inside = []
     monkeypatch.setattr(module, "log", lambda *a, **k: inside.append(a))
@@ -346,7 +348,7 @@ def test_nothing_is_logged_in_a_training_step(monkeypatch):
         (None, None, 0.05),
     ],
 )
-def test_any_torch_scheduler_moves_as_it_should(scheduler, interval, final):
+def test_any_torch_scheduler(scheduler, interval, final):
     used = []
     record = LambdaCallback(
         on_train_batch_start=lambda trainer, *_: used.append(trainer.optimizers[0].param_groups[0]["lr"])
@@ -357,7 +359,7 @@ def test_any_torch_scheduler_moves_as_it_should(scheduler, interval, final):
     assert [config.interval for config in trainer.lr_scheduler_configs] == ([interval] if interval else [])
 
 
-def test_frozen_parameters_stay_out_of_the_optimizer():
+def test_optimizer_skips_frozen_parameters():
     module = task()
     module.model.conv1.requires_grad_(False)
     trainer = fit(module, limit_train_batches=1)
@@ -369,46 +371,49 @@ def test_frozen_parameters_stay_out_of_the_optimizer():
     [
         (lambda: LeNet(channels=3), r"LeNet cannot take Digits's images of 1 x 28 x 28.*model\.channels"),
         (lambda: LeNet(image_size=32), r"LeNet cannot take Digits's images"),
-        (lambda: LeNet(classes=7), r"with 7 values, Digits has 10 classes: set model\.classes=10"),
+        (
+            lambda: LeNet(classes=7),
+            r"returns 7 values .* but Digits has 10 classes: set model\.classes=10",
+        ),
     ],
 )
-def test_a_model_that_does_not_fit_the_data_is_told_before_training(model, words):
+def test_model_mismatch_with_data(model, words):
     with pytest.raises(InputError, match=words):
         fit(task(model()))
 
 
-def test_a_wrong_number_of_classes_in_the_task_is_told():
+def test_wrong_number_of_classes():
     with pytest.raises(InputError, match=r"task\.classes=10"):
         fit(task(classes=5))
 
 
-def test_label_smoothing_out_of_range_is_told():
+def test_label_smoothing_out_of_range():
     with pytest.raises(InputError, match="label_smoothing=1"):
         task(label_smoothing=1)
 
 
 def test_predicts_probabilities():
     module = task()
-    trainer = L.Trainer(**QUIET, enable_checkpointing=False)
+    trainer = L.Trainer(**SILENT)
     probabilities = torch.cat(trainer.predict(module, digits()))
     assert probabilities.shape == (360, 10)
     torch.testing.assert_close(probabilities.sum(1), torch.ones(360))
 
 
-def test_labels_that_are_shares_of_classes_train_alike():
+def test_soft_labels_train_alike():
     images, classes = torch.randn(6, 1, 28, 28, generator=torch.Generator().manual_seed(0)), torch.arange(6)
     module = task(label_smoothing=0.1)
     hard = module.training_step((images, classes), 0)
     soft = module.training_step((images, nn.functional.one_hot(classes, 10).float()), 1)
     torch.testing.assert_close(soft, hard)
-    assert module._training.count == 12
-    torch.testing.assert_close(module._training.total, 12 * hard.detach())
+    assert module._training_loss.count == 12
+    torch.testing.assert_close(module._training_loss.total, 12 * hard.detach())
     other = module.training_step((images, nn.functional.one_hot(classes + 1, 10).float()), 2)
     both = (nn.functional.one_hot(classes, 10) + 3 * nn.functional.one_hot(classes + 1, 10)) / 4
     torch.testing.assert_close(module.training_step((images, both), 3), 0.25 * hard + 0.75 * other)
 
 
-def test_trains_on_mixed_images_and_resumes_to_the_same_bits(tmp_path):
+def test_mixed_images_resume_bit_for_bit(tmp_path):
     mixed = lambda: digits(mixing=lc.data.Mixing(mixup=0.2, cutmix=1))  # noqa: E731
     whole, resumed = task(), task()
     save = SaveAt(tmp_path / "middle.ckpt", 3)
@@ -418,10 +423,10 @@ def test_trains_on_mixed_images_and_resumes_to_the_same_bits(tmp_path):
 
 
 @pytest.mark.parametrize("views", [["flip"], ["flip", "vertical_flip"]])
-def test_tests_and_predictions_average_probabilities_over_views_and_validation_does_not(views):
+def test_views_in_tests_and_predictions(views):
     module, plain = task(views=views), task()
     data = digits()
-    (tester := L.Trainer(**QUIET, enable_checkpointing=False)).test(module, data, verbose=False)
+    (tester := L.Trainer(**SILENT)).test(module, data, verbose=False)
     images, labels = data.split("test")
     images = data.normalize(images.float() / 255)
     with torch.no_grad():
@@ -433,12 +438,12 @@ def test_tests_and_predictions_average_probabilities_over_views_and_validation_d
     torch.testing.assert_close(torch.cat(tester.predict(module, data)), mean)
     losses = []
     for each in (module, plain):
-        (validator := L.Trainer(**QUIET, enable_checkpointing=False)).validate(each, data, verbose=False)
+        (validator := L.Trainer(**SILENT)).validate(each, data, verbose=False)
         losses.append(validator.callback_metrics["val/loss"].item())
     assert losses[0] == losses[1]
 
 
-def test_an_unknown_view_is_told_and_one_alone_is_enough():
+def test_unknown_view():
     with pytest.raises(InputError, match="views=turn: choose some of flip, vertical_flip"):
         task(views=["flip", "turn"])
     assert task(views="flip").views == ("flip",)

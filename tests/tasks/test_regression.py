@@ -3,6 +3,7 @@ from functools import partial
 import lightning as L
 import pytest
 import torch
+from helpers.trainers import SILENT
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 from torch import nn
 from torch.nn.functional import huber_loss, l1_loss, mse_loss, smooth_l1_loss
@@ -13,11 +14,9 @@ import lightconv as lc
 from lightconv.errors import InputError
 from lightconv.tasks import Regression
 
-QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
 
-
-def inked(name):
-    """Real digits, and where the centre of their ink is, in hundredths of the side from the middle."""
+def digits_with_ink_centres(name):
+    """Return real digits and the centres of their ink, in hundredths of the side from the middle."""
     images = lc.data.Digits().split(name)[0].float() / 255
     places = torch.linspace(-50, 50, 28)
     centres = [(images.sum((1, axis)) * places).sum(1) / images.sum((1, 2, 3)) for axis in (2, 3)]
@@ -28,15 +27,15 @@ def fit():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(784, 32), nn.ReLU(), nn.Linear(32, 2))
     module = Regression(network, 2, optimizer=partial(AdamW, lr=0.005))
-    training = DataLoader(TensorDataset(*inked("train")), 64, shuffle=True)
-    trainer = L.Trainer(max_epochs=20, enable_checkpointing=False, **QUIET)
-    trainer.fit(module, training, DataLoader(TensorDataset(*inked("validation")), 50))
+    training = DataLoader(TensorDataset(*digits_with_ink_centres("train")), 64, shuffle=True)
+    trainer = L.Trainer(max_epochs=20, **SILENT)
+    trainer.fit(module, training, DataLoader(TensorDataset(*digits_with_ink_centres("validation")), 50))
     return module, trainer
 
 
-def test_learns_where_the_ink_is_and_measures_it_as_scikit_learn_does():
+def test_learns_positions_with_scikit_learn_figures():
     module, trainer = fit()
-    images, targets = inked("validation")
+    images, targets = digits_with_ink_centres("validation")
     with torch.no_grad():
         outputs = module.eval()(images)
     figures = {name: value.item() for name, value in trainer.callback_metrics.items()}
@@ -54,13 +53,13 @@ def test_learns_where_the_ink_is_and_measures_it_as_scikit_learn_does():
 @pytest.mark.parametrize(
     ("loss", "function"), [("mse", mse_loss), ("l1", l1_loss), ("smooth_l1", smooth_l1_loss), ("huber", huber_loss)]
 )
-def test_the_loss_is_torchs(loss, function):
+def test_loss_equals_torch(loss, function):
     outputs, targets = torch.randn(5, 2), torch.randn(5, 2)
     module = Regression(nn.Flatten(), 2, loss=loss)
     assert torch.equal(module.training_loss(outputs, targets), function(outputs, targets))
     torch.testing.assert_close(module.evaluate(outputs, targets)[0], 5 * function(outputs, targets))
 
 
-def test_an_unknown_loss_is_told():
+def test_unknown_loss():
     with pytest.raises(InputError, match="loss=l2: choose one of mse, l1, smooth_l1, huber"):
         Regression(nn.Flatten(), 2, loss="l2")
