@@ -125,7 +125,9 @@ def record_launches(architecture: str) -> Iterator[list[Launch]]:
     launches: list[Launch] = []
 
     def record(kernel: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
-        named = inspect.signature(kernel.fn).bind(*arguments).arguments
+        signature = inspect.signature(kernel.fn)
+        by_name = {name: options.pop(name) for name in signature.parameters if name in options}
+        named = signature.bind(*arguments, **by_name).arguments
         launches.append(Launch(kernel, dict(named), options, tuple(grid), architecture))
 
     # Both patches are process-wide: launches of other threads would be recorded, too.

@@ -206,7 +206,7 @@ def describe_tile(launch: Launch) -> str:
     tile = "x".join(str(arguments[name]) for name in names if name in arguments)
     if "LOADER" in arguments:
         return f"{tile} {arguments['LOADER']}"
-    if arguments.get("FEW"):
+    if arguments.get("FLATTENED_CHANNELS"):
         return f"{tile} flattened"
     return tile
 

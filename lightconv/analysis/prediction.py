@@ -113,26 +113,26 @@ def _implicit_gemm(call: Launch) -> Work:
     else:
         # the phases of a strided convolution's gradient share its taps
         steps = taps / math.prod(a["phases"]) * math.ceil(a["channels"] / depth)
-    loaded = (rows + columns) * depth * a["x"].element_size()
-    if a["EXPANDED"]:
+    loaded = (rows + columns) * depth * a["input_ptr"].element_size()
+    if a["POOLED"]:
         # one byte of window position per element of the pooled gradient
         loaded += rows * depth
-    return Work(steps, rows * columns * depth, loaded, _arithmetic_kind(call, "x"))
+    return Work(steps, rows * columns * depth, loaded, _arithmetic_kind(call, "input_ptr"))
 
 
 def _weight_gradient(call: Launch) -> Work:
     a = call.arguments
     filters, columns, depth = a["FILTERS"], a["COLUMNS"], a["DEPTH"]
     steps = a["units"] * math.ceil(a["size"][1] / a["PATCH_W"])
-    loaded = (filters + columns) * depth * a["x"].element_size()
-    if a["EXPANDED"]:
+    loaded = (filters + columns) * depth * a["input_ptr"].element_size()
+    if a["POOLED"]:
         # one byte of window position per element of the pooled gradient
         loaded += filters * depth
-    kind = _arithmetic_kind(call, "x")
+    kind = _arithmetic_kind(call, "input_ptr")
     skipped = 0
     if a["BIAS"] and kind == "half":
         # the bias gradient is a product with a few columns of ones, taken by the first block of columns only
-        skipped = filters * weight_gradient.ONES.value * depth
+        skipped = filters * weight_gradient.BIAS_COLUMNS.value * depth
     return Work(steps, filters * columns * depth, loaded, kind, skipped)
 
 

@@ -199,7 +199,7 @@ def gpu(device: str) -> Gpu:
         capability=f"{properties.major}.{properties.minor}",
         memory=round(properties.total_memory / 2**30, 1),
         architecture=architecture,
-        tiles=tiles.nearest(architecture) if architecture and refusal is None else None,
+        tiles=tiles.nearest_architecture(architecture) if architecture and refusal is None else None,
         refusal=refusal,
         tuned=len(autotune_file.load(properties.name)) if backend.TRITON else 0,
     )

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lightconv.kernels import autotune, ordered_sum
 from lightconv.kernels.launch import Outputs, architecture, in_float32_when_interpreted, index_type, on_device
-from lightconv.kernels.tiles import ARCHITECTURES, MULTIPROCESSORS, Tile, Tiles, choose, nearest
+from lightconv.kernels.tiles import ARCHITECTURES, MULTIPROCESSORS, Tile, Tiles, choose_tile, nearest_architecture
 from lightconv.kernels.window import Pair
 
 # a block's pixels, channels and, for the weight gradient, taps
@@ -202,7 +202,7 @@ def _weight_gradient_kernel(
 def tile_of(input: Tensor, weight_shape: Sequence[int], size: Pair, stride: Pair, architecture: str) -> Tile:
     """The tile by which `forward` computes a map of this size, unless one is forced."""
     filters, _, *taps = weight_shape
-    rule = choose(TILES[architecture], architecture, input.shape[0] * math.prod(size), filters)
+    rule = choose_tile(TILES[architecture], architecture, input.shape[0] * math.prod(size), filters)
     return _decided(rule, TILES[architecture], input, "forward", (filters, *taps), stride)
 
 
@@ -244,7 +244,7 @@ def forward(
     images, channels, height, width = input.shape
     filters, _, r, s = weight.shape
     *_, out_height, out_width = output.shape
-    target = nearest(architecture(input))
+    target = nearest_architecture(architecture(input))
     tile = tile or tile_of(input, tuple(weight.shape), (out_height, out_width), stride, target)
     index = index_type(input, weight, output)
     rows, columns, block = _fitted(tile, out_height, out_width, filters, index)
@@ -277,9 +277,9 @@ def input_gradient(
     filters, _, r, s = weight.shape
     phase_height, phase_width = triton.cdiv(height, stride[0]), triton.cdiv(width, stride[1])
     phases = (min(stride[0], height), min(stride[1], width))  # a larger stride leaves phases without a pixel
-    target = nearest(architecture(grad_output))
+    target = nearest_architecture(architecture(grad_output))
     if tile is None:
-        rule = choose(TILES[target], target, images * phase_height * phase_width, channels, math.prod(phases))
+        rule = choose_tile(TILES[target], target, images * phase_height * phase_width, channels, math.prod(phases))
         tile = _decided(rule, TILES[target], grad_output, "input gradient", tuple(grad_input.shape), (r, s), stride)
     index = index_type(grad_output, weight, grad_input)
     rows, columns, block = _fitted(tile, phase_height, phase_width, channels, index)
@@ -297,7 +297,7 @@ def input_gradient(
 
 @in_float32_when_interpreted
 def weight_gradient(
-    outputs: Outputs,
+    outputs: tuple[Tensor, Tensor | None],
     grad_output: Tensor,
     input: Tensor,
     stride: Pair,
@@ -305,17 +305,17 @@ def weight_gradient(
     dilation: Pair,
     tile: Tile | None = None,
 ) -> None:
-    """Write the gradients with respect to conv2d's dense weight and, unless outputs[1] is empty, its bias.
+    """Write the gradients with respect to conv2d's dense weight and, unless outputs[1] is None, its bias.
 
     A tile may be forced.
     """
     grad_weight, grad_bias = outputs
     filters, _, r, s = grad_weight.shape
     images, _, out_height, out_width = grad_output.shape
-    wants_bias = grad_bias.numel() > 0
-    target = nearest(architecture(input))
+    wants_bias = grad_bias is not None
+    target = nearest_architecture(architecture(input))
     if tile is None:
-        rule = choose(WEIGHT_TILES[target], target, images * out_height * out_width, filters)
+        rule = choose_tile(WEIGHT_TILES[target], target, images * out_height * out_width, filters)
         tile = _decided(rule, WEIGHT_TILES[target], input, "weight gradient", tuple(grad_weight.shape), stride)
     index = index_type(grad_output, input, grad_weight)
     rows, columns, block = _fitted(tile, out_height, out_width, filters, index)
@@ -323,10 +323,10 @@ def weight_gradient(
     rectangles = images * triton.cdiv(out_height, rows) * triton.cdiv(out_width, columns)
     blocks = triton.cdiv(r * s, taps) * triton.cdiv(filters, block)
     splits = _splits(blocks, rectangles, target)
-    parts = ordered_sum.parts_of(splits, grad_weight, grad_bias)
+    parts = ordered_sum.allocate_parts(splits, grad_weight, grad_bias)
     with on_device(input):
         _weight_gradient_kernel[(blocks * splits,)](
-            grad_output, input, parts.weight, parts.bias,
+            grad_output, input, parts.weight, parts.weight if parts.bias is None else parts.bias,
             *input.shape[2:], out_height, out_width, filters,
             rectangles, triton.cdiv(rectangles, splits), parts.stride,
             grad_output.stride(), input.stride(), grad_weight.stride(), stride, padding, dilation,
@@ -334,7 +334,7 @@ def weight_gradient(
             rows, columns, taps, block, _run(block, filters, grad_output, input),
             **tile.options(target),
         )  # fmt: skip
-    ordered_sum.add(parts, grad_weight, grad_bias)
+    ordered_sum.add_parts(parts, grad_weight, grad_bias)
 
 
 def _splits(blocks: int, rectangles: int, target: str) -> int:

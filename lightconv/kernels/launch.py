@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import triton
@@ -33,7 +33,7 @@ def index_type(*tensors: Tensor) -> tl.dtype:
     return tl.int64 if furthest >= 2**31 - 2**16 else tl.int32  # a block may compute, and mask, a little beyond
 
 
-def dot_precision(dtype: torch.dtype, architecture: str) -> str:
+def dot_precision(dtype: torch.dtype, architecture: str) -> Literal["tf32", "ieee"]:
     """How products are taken: float32's in TF32 only where torch's own convolution would, which is not on AMD."""
     switch = torch.backends.cudnn.conv  # type: ignore[attr-defined]
     in_tf32 = dtype is torch.float32 and architecture.startswith("sm_") and switch.fp32_precision == "tf32"

@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lightconv.kernels.launch import Outputs, architecture, in_float32_when_interpreted, index_type, on_device
-from lightconv.kernels.tiles import at_most_registers
+from lightconv.kernels.tiles import register_limit
 from lightconv.kernels.window import Pair
 
 _BLOCK = 1024
@@ -165,7 +165,7 @@ def forward(
             values.numel(), _sizes(input), _sizes(values), input.stride(), stride, padding, dilation,
             *kernel_size, channels_last, _are_indices(where),
             _run(values), index_type(input, values), _BLOCK, num_warps=_warps(values, channels_last),
-            **at_most_registers(_FORWARD_REGISTERS, architecture(input)),
+            **register_limit(_FORWARD_REGISTERS, architecture(input)),
         )  # fmt: skip
 
 

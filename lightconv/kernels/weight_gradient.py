@@ -1,76 +1,54 @@
-"""The gradients with respect to a convolution's weight and bias, one product over all pixels.
+"""Gradients with respect to a convolution's weight and bias, as one product over all pixels.
 
-    dw[filter, tap, channel] = sum over images and pixels of  g[pixel, filter] x x[pixel * stride + tap, channel]
-    db[filter]               = sum over images and pixels of  g[pixel, filter]
+    grad_weight[k, tap, c] = sum over n and pixels of  grad_output[pixel, k] x input[pixel * stride + tap, c]
+    grad_bias[k]           = sum over n and pixels of  grad_output[pixel, k]
 
-The sum is long and the result is small: it is split over blocks, each writes its part into a float32 workspace, and a
-second kernel adds the parts in their order. The number of parts follows from the sizes alone. No atomics: the same
-bits every time. Where a pooling followed the convolution, `g` is the pooled map's gradient and a byte an element names
-the pixel it belongs to: the loader expands it.
+The sum is long and the result is small. So the sum is split over blocks: each writes its part to a float32 workspace,
+and a second kernel adds the parts in order (`lightconv.kernels.ordered_sum`). The sizes alone decide the number of
+parts, and there are no atomics: the same bits every time. After a pooling, grad_output is the gradient of the pooled
+map, and argmax says which pixel of each window it belongs to: the loader un-pools it.
 
-A step of the loop takes a rectangle of pixels, so that the rows and columns it reads are found by counting, without
-division. Few channels are flattened with their taps into the columns of the product.
+A step of the loop takes a rectangle of pixels, so its rows and columns are found by counting instead of division. Few
+channels are flattened with their taps into the columns of the product. Tile tables and plans:
+`lightconv.kernels.weight_gradient_plan`. Names: `lightconv.kernels`.
 """
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightconv.kernels import autotune, implicit_gemm, ordered_sum
-from lightconv.kernels.implicit_gemm import CAREFUL_TILES, FLATTENED_BELOW, columns_of, expanded, strides_of
+from lightconv.kernels import autotune, ordered_sum
+from lightconv.kernels.implicit_gemm import strides_of
+from lightconv.kernels.jit_helpers import block_columns, unpool
 from lightconv.kernels.launch import (
-    Outputs,
     architecture,
     dot_precision,
     in_float32_when_interpreted,
     index_type,
     on_device,
 )
-from lightconv.kernels.tiles import ARCHITECTURES, MULTIPROCESSORS, Table, Tile, arithmetic, fitting, nearest
-from lightconv.kernels.window import Pair
+from lightconv.kernels.tiles import Tile, arithmetic, nearest_architecture
+from lightconv.kernels.weight_gradient_plan import build_plan, candidate_plans
+from lightconv.kernels.window import Pair, Window
 
-# rows are filters, columns are channels of a tap, depth is pixels
-_TILES = {
-    "half": (Tile(128, 128, 32, 8, 3), Tile(64, 64, 32, 4, 3), Tile(64, 32, 32, 4, 3)),
-    "tf32": (Tile(64, 64, 32, 8, 2), Tile(64, 32, 32, 4, 2)),
-    "ieee": (Tile(64, 32, 16, 8, 2),),
-}
-_TILES_WGMMA = _TILES | {  # twice the depth: a step's addresses, which no warp group shares, serve twice the products
-    "half": (Tile(128, 128, 64, 8, 2), Tile(64, 64, 64, 4, 3), Tile(64, 32, 64, 4, 3)),
-}
-TILES: Table = {
-    a: {kind: (_TILES_WGMMA if a in {"sm_90", "sm_100"} else _TILES)[kind] for kind in kinds}
-    for a, kinds in implicit_gemm.TILES.items()
-}
-# a column knows its own tap, which takes registers
-_FLATTENED_TILES = {
-    "half": (Tile(64, 32, 32, 4, 1),),
-    "tf32": (Tile(64, 32, 32, 4, 1),),
-    "ieee": (Tile(64, 32, 16, 8, 1),),
-}
-_FLATTENED_MFMA = {"half": (Tile(64, 32, 16, 8, 1),), "ieee": _FLATTENED_TILES["ieee"]}
-FLATTENED_TILES: Table = dict.fromkeys(ARCHITECTURES, _FLATTENED_TILES) | {"gfx942": _FLATTENED_MFMA}
-
-_STEPS = 4  # of a row of rectangles, if the map has as many
-ONES = tl.constexpr(16)  # columns by which the bias is summed, the fewest that a product takes
+BIAS_COLUMNS = tl.constexpr(16)  # columns of the product that sums the bias: the fewest of a matrix instruction
 
 
 @triton.jit
 def _first(one, other):
-    """Of equal numbers, any."""
+    """Return one of two equal numbers."""
     return one
 
 
 @triton.jit
 def _kernel(
-    g, g_strides, code, code_strides, x, x_strides, x_size, dw, dw_strides, dw_group, db, split_stride,
+    grad_output_ptr, grad_output_strides, argmax_ptr, argmax_strides, input_ptr, input_strides, input_size,
+    grad_weight_ptr, grad_weight_strides, grad_weight_group_stride, grad_bias_ptr, split_stride,
     images, size, channels, filters, stride, padding, dilation, blocks, units,
-    R: tl.constexpr, S: tl.constexpr, POOL_H: tl.constexpr, POOL_W: tl.constexpr, EXPANDED: tl.constexpr,
-    FEW: tl.constexpr, BIAS: tl.constexpr, EVEN_FILTERS: tl.constexpr, EVEN_CHANNELS: tl.constexpr,
+    R: tl.constexpr, S: tl.constexpr, POOL_H: tl.constexpr, POOL_W: tl.constexpr, POOLED: tl.constexpr,
+    FLATTENED_CHANNELS: tl.constexpr, BIAS: tl.constexpr, EVEN_FILTERS: tl.constexpr, EVEN_CHANNELS: tl.constexpr,
     INDEX: tl.constexpr, PRECISION: tl.constexpr,
     PATCH_W: tl.constexpr, FILTERS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
@@ -79,210 +57,147 @@ def _kernel(
     filter_block = tl.program_id(0) // blocks[0] % blocks[1]
     group = (tl.program_id(0) // blocks[0] // blocks[1] % blocks[2]).to(INDEX)
     split = tl.program_id(0) // blocks[0] // blocks[1] // blocks[2]
-    k, k_in = columns_of(filter_block * FILTERS, filters, FILTERS, EVEN_FILTERS, INDEX)
-    if FEW:
-        t, c_in = columns_of(column_block * COLUMNS, R * S * FEW, COLUMNS, False, INDEX)
-        c, r, s = t % FEW, (t // FEW // S)[None, :], (t // FEW % S)[None, :]
+    k, k_in = block_columns(filter_block * FILTERS, filters, FILTERS, EVEN_FILTERS, INDEX)
+    if FLATTENED_CHANNELS:
+        # every column has a channel and a tap of its own: r and s are (1, COLUMNS)
+        t, c_in = block_columns(column_block * COLUMNS, R * S * FLATTENED_CHANNELS, COLUMNS, False, INDEX)
+        c = t % FLATTENED_CHANNELS
+        r = (t // FLATTENED_CHANNELS // S)[None, :]
+        s = (t // FLATTENED_CHANNELS % S)[None, :]
     else:
+        # all columns have the same tap: r and s are scalars
         channel_blocks = tl.cdiv(channels, COLUMNS)
         tap = column_block // channel_blocks
-        c, c_in = columns_of(column_block % channel_blocks * COLUMNS, channels, COLUMNS, EVEN_CHANNELS, INDEX)
+        c, c_in = block_columns(column_block % channel_blocks * COLUMNS, channels, COLUMNS, EVEN_CHANNELS, INDEX)
         r, s = tap // S, tap % S
-    g_filter = ((group * filters + k) * g_strides[1])[:, None]
-    x_channel = ((group * channels + c) * x_strides[1])[None, :]
+    filter_offset = ((group * filters + k) * grad_output_strides[1])[:, None]
+    channel_offset = ((group * channels + c) * input_strides[1])[None, :]
 
     PATCH_H: tl.constexpr = DEPTH // PATCH_W
     down = tl.cdiv(size[0], PATCH_H)
     pixel = tl.arange(0, DEPTH)
     accumulator = tl.zeros((FILTERS, COLUMNS), tl.float32)
-    # the bias sees 1 everywhere: a few more columns of the product, unless TF32 would round what they sum
-    HALF: tl.constexpr = g.dtype.element_ty != tl.float32
-    bias = tl.zeros((FILTERS, ONES if HALF else DEPTH), tl.float32)
+    # Hazard: the bias gradient is grad_output @ ones. In half precision it is computed by BIAS_COLUMNS more columns of
+    # the product, which is exact. In TF32 the product would round grad_output before the sum, which torch does not. So
+    # float32 is summed separately: each element per pixel of a step, then over the DEPTH pixels at the end.
+    HALF: tl.constexpr = grad_output_ptr.dtype.element_ty != tl.float32
+    bias = tl.zeros((FILTERS, BIAS_COLUMNS if HALF else DEPTH), tl.float32)
     first = split * units
     for unit in range(first, tl.minimum(first + units, images * down)):
         n = tl.full((), 0, INDEX) + unit // down
         i = unit % down * PATCH_H + pixel // PATCH_W
         i_in = i < size[0]
         i = tl.where(i_in, i, 0).to(INDEX)
+        # (DEPTH, 1) for one tap, (DEPTH, COLUMNS) for flattened taps; the mask is (DEPTH, COLUMNS)
         h = (i * stride[0] - padding[0])[:, None] + r * dilation[0]
-        h_in = i_in[:, None] & c_in[None, :] & (h >= 0) & (h < x_size[0])
-        x_row = n * x_strides[0] + tl.where(h_in, h, 0) * x_strides[2] + x_channel
+        h_in = i_in[:, None] & c_in[None, :] & (h >= 0) & (h < input_size[0])
+        row_offset = n * input_strides[0] + tl.where(h_in, h, 0) * input_strides[2] + channel_offset
         for left in range(0, size[1], PATCH_W):
             j = left + pixel % PATCH_W
             pixel_in = i_in & (j < size[1])
             j = tl.where(pixel_in, j, 0).to(INDEX)
-            v = (j * stride[1] - padding[1])[:, None] + s * dilation[1]
-            x_in = h_in & pixel_in[:, None] & (v >= 0) & (v < x_size[1])
-            x_tile = tl.load(x + x_row + tl.where(x_in, v, 0) * x_strides[3], mask=x_in, other=0.0)
-            # filters down, as the product takes them: a tile transposed later would wait for its own load
-            g_in = k_in[:, None] & pixel_in[None, :]
-            g_pixel = n * g_strides[0] + i // POOL_H * g_strides[2] + j // POOL_W * g_strides[3]
-            g_tile = tl.load(g + g_filter + g_pixel[None, :], mask=g_in, other=0.0)
-            if EXPANDED:
-                byte = n * code_strides[0] + i // POOL_H * code_strides[2] + j // POOL_W * code_strides[3]
-                byte = ((group * filters + k) * code_strides[1])[:, None] + byte[None, :]
-                g_tile = expanded(g_tile, code + byte, g_in, (i % POOL_H * POOL_W + j % POOL_W)[None, :])
-            accumulator = tl.dot(g_tile, x_tile, accumulator, input_precision=PRECISION)
+            w = (j * stride[1] - padding[1])[:, None] + s * dilation[1]
+            # Hazard: on sm_100 a masked copy still dereferences its address (pytorch/pytorch#187081, #187222), so
+            # coordinates are clamped into the tensor as well as masked.
+            input_in = h_in & pixel_in[:, None] & (w >= 0) & (w < input_size[1])
+            input_ptrs = input_ptr + row_offset + tl.where(input_in, w, 0) * input_strides[3]
+            input_tile = tl.load(input_ptrs, mask=input_in, other=0.0)
+            # Hazard: tl.trans after a masked load is not pipelined: the product would wait for its own step's load. So
+            # grad_output is loaded as the product takes it, (FILTERS, DEPTH), although its channels are neighbours.
+            grad_in = k_in[:, None] & pixel_in[None, :]
+            grad_row = n * grad_output_strides[0] + i // POOL_H * grad_output_strides[2]
+            grad_pixel = grad_row + j // POOL_W * grad_output_strides[3]
+            grad_tile = tl.load(grad_output_ptr + filter_offset + grad_pixel[None, :], mask=grad_in, other=0.0)
+            if POOLED:
+                argmax_row = n * argmax_strides[0] + i // POOL_H * argmax_strides[2]
+                argmax_pixel = argmax_row + j // POOL_W * argmax_strides[3]
+                argmax_offset = ((group * filters + k) * argmax_strides[1])[:, None] + argmax_pixel[None, :]
+                argmax_ptrs = argmax_ptr + argmax_offset
+                position = (i % POOL_H * POOL_W + j % POOL_W)[None, :]
+                grad_tile = unpool(grad_tile, argmax_ptrs, grad_in, position)
+            # (FILTERS, DEPTH) x (DEPTH, COLUMNS)
+            accumulator = tl.dot(grad_tile, input_tile, accumulator, input_precision=PRECISION)
             if BIAS and column_block == 0:
                 if HALF:
-                    bias = tl.dot(g_tile, tl.full((DEPTH, ONES), 1, g_tile.dtype), bias)
+                    # (FILTERS, DEPTH) x (DEPTH, BIAS_COLUMNS): all columns are equal
+                    bias = tl.dot(grad_tile, tl.full((DEPTH, BIAS_COLUMNS), 1, grad_tile.dtype), bias)
                 else:
-                    bias += g_tile
+                    bias += grad_tile
 
-    dw += split.to(tl.int64) * split_stride
-    tap_offset = r * dw_strides[2] + s * dw_strides[3]
-    dw_offset = group * dw_group + (k * dw_strides[0])[:, None] + (c * dw_strides[1])[None, :] + tap_offset
-    tl.store(dw + dw_offset, accumulator.to(dw.dtype.element_ty), mask=k_in[:, None] & c_in[None, :])
+    grad_weight_ptr += split.to(tl.int64) * split_stride
+    tap_offset = r * grad_weight_strides[2] + s * grad_weight_strides[3]
+    # offsets of a (FILTERS, COLUMNS) tile
+    weight_offset = group * grad_weight_group_stride + (k * grad_weight_strides[0])[:, None]
+    weight_offset = weight_offset + (c * grad_weight_strides[1])[None, :] + tap_offset
+    weight_in = k_in[:, None] & c_in[None, :]
+    tl.store(grad_weight_ptr + weight_offset, accumulator.to(grad_weight_ptr.dtype.element_ty), mask=weight_in)
     if BIAS and column_block == 0:
-        db += split.to(tl.int64) * split_stride
-        total = tl.reduce(bias, 1, _first) if HALF else tl.sum(bias, 1)
-        tl.store(db + group * filters + k, total.to(db.dtype.element_ty), mask=k_in)
-
-
-class Plan(NamedTuple):
-    """How the product will be computed."""
-
-    tile: Tile
-    flattened: bool
-    patch_w: int
-    blocks: tuple[int, int, int]  # columns, filters, groups
-    units: int  # rows of rectangles that a part sums
-    splits: int
-
-
-def plan(
-    images: int,
-    size: Pair,
-    weight_shape: Sequence[int],
-    groups: int,
-    architecture: str,
-    kind: str,
-    careful: bool = False,
-    tile: Tile | None = None,
-) -> Plan:
-    """Choose tile, rectangle and number of parts from the sizes alone.
-
-    Args:
-        images: of the batch.
-        size: of the convolution's map.
-        weight_shape: filters, channels of a group, taps down and across.
-        groups: of the convolution.
-        architecture: one of `tiles.ARCHITECTURES`.
-        kind: "half", "tf32" or "ieee".
-        careful: whether offsets need 64 bits, or channels do not lie side by side in memory.
-        tile: asked for; chosen from the tables otherwise.
-    """
-    filters, channels, r, s = weight_shape
-    filters //= groups
-    flattened = channels < FLATTENED_BELOW
-    columns = r * s * channels if flattened else channels
-    if tile is None:  # the largest that fits: the parts fill the GPU
-        table = CAREFUL_TILES if careful else FLATTENED_TILES if flattened else TILES
-        tile = fitting(table[architecture][kind], filters, columns)[0]
-        if not (flattened or _fills(tile, filters, columns)):
-            tile = fitting(CAREFUL_TILES[architecture][kind], filters, columns)[0]
-    column_blocks = triton.cdiv(columns, tile.columns) * (1 if flattened else r * s)
-    blocks = (column_blocks, triton.cdiv(filters, tile.rows), groups)
-    patch_w = _patch_width(size, tile)
-    rows = images * triton.cdiv(size[0], tile.depth // patch_w)
-    pixels_a_term = images * math.prod(size) // (r * s * min(filters, channels))
-    parts = min(rows, splits_of(math.prod(blocks), pixels_a_term, architecture))
-    units = triton.cdiv(rows, max(1, parts))
-    return Plan(tile, flattened, patch_w, blocks, units, triton.cdiv(rows, units))
-
-
-def _patch_width(size: Pair, tile: Tile) -> int:
-    """Columns of the rectangle that hangs least over the map; of such the widest, which reads memory in its order."""
-    steps = _STEPS if tile.stages > 1 else 1  # of a row, for its loads to run ahead
-    widths = [1 << shift for shift in range(tile.depth.bit_length())]
-    sides = {w: (tile.depth // w, w) for w in widths}
-    covered = {w: math.prod(triton.cdiv(n, s) * s for n, s in zip(size, sides[w], strict=True)) for w in widths}
-    return min(widths, key=lambda w: (covered[w], -min(triton.cdiv(size[1], w), steps), -w))
-
-
-def plans(
-    images: int, size: Pair, weight_shape: Sequence[int], groups: int, architecture: str, kind: str, careful: bool
-) -> tuple[Plan, ...]:
-    """Every plan whose tile is in the tables for such a product: first that of `plan`, whose arguments these are."""
-    filters, channels = weight_shape[:2]
-    tiles = CAREFUL_TILES[architecture][kind]
-    if not careful and channels < FLATTENED_BELOW:
-        tiles = FLATTENED_TILES[architecture][kind]
-    elif not careful:
-        tiles = (*(t for t in TILES[architecture][kind] if _fills(t, filters // groups, channels)), *tiles)
-    found = (plan(images, size, weight_shape, groups, architecture, kind, careful, tile) for tile in (None, *tiles))
-    return tuple(dict.fromkeys(found))
-
-
-def _fills(tile: Tile, filters: int, columns: int) -> bool:
-    return filters % tile.rows == 0 and columns % tile.columns == 0
-
-
-def splits_of(blocks: int, pixels_a_term: int, architecture: str) -> int:
-    """Into how many parts the sum is split: two blocks for every multiprocessor, where that many pay.
-
-    Args:
-        blocks: that one part takes.
-        pixels_a_term: how many elements of the operands are read for each element of the result; more parts than that
-            would take longer to write than the operands to read.
-        architecture: one of `tiles.ARCHITECTURES`.
-    """
-    return min(triton.cdiv(2 * MULTIPROCESSORS[architecture], blocks), pixels_a_term)
+        grad_bias_ptr += split.to(tl.int64) * split_stride
+        total = tl.reduce(bias, 1, _first) if HALF else tl.sum(bias, 1)  # -> (FILTERS,)
+        tl.store(grad_bias_ptr + group * filters + k, total.to(grad_bias_ptr.dtype.element_ty), mask=k_in)
 
 
 @in_float32_when_interpreted
 def weight_gradient(
-    outputs: Outputs,
+    outputs: tuple[Tensor, Tensor | None],
     grad_output: Tensor,
-    code: Tensor | None,
+    argmax: Tensor | None,
     input: Tensor,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
+    *,
+    window: Window,
     groups: int,
     pool: Pair = (1, 1),
     tile: Tile | None = None,
 ) -> None:
-    """Write the gradients with respect to the convolution's weight and, unless it is empty, its bias.
+    """Write the gradients with respect to the convolution's weight and bias.
 
     Args:
-        outputs: the weight's and the bias's gradient, the first dense in memory.
-        grad_output: of the convolution; of the pooled map, before its activation, where there is a code.
-        code: the bytes that the pooled convolution wrote.
-        input: the images.
-        stride: of the convolution.
-        padding: of the convolution.
-        dilation: of the convolution.
-        groups: of the convolution.
-        pool: size of the pooling windows.
-        tile: instead of the table's.
+        outputs: gradient of the weight, (k, c, r, s), dense in memory; gradient of the bias, (k,), or None.
+        grad_output: gradient of the convolution's result; with an argmax, of the pooled map before its activation.
+        argmax: bytes that `implicit_gemm.forward` wrote, or None without pooling and ReLU.
+        input: images, (n, c, h, w).
+        window: stride, padding and dilation.
+        groups: groups of channels and filters.
+        pool: height and width of the pooling window; ignored without an argmax.
+        tile: tile to use instead of the plan's.
     """
     grad_weight, grad_bias = outputs
-    target = nearest(architecture(input))
+    pooled = argmax is not None
+    pool_h, pool_w = pool if pooled else (1, 1)
+    size = (grad_output.shape[2] * pool_h, grad_output.shape[3] * pool_w)
+    target = nearest_architecture(architecture(input))
     precision = dot_precision(input.dtype, target)
-    expansion = pool if code is not None else (1, 1)
-    size = (grad_output.shape[2] * expansion[0], grad_output.shape[3] * expansion[1])
     kind = arithmetic(input.dtype, precision)
-    coded = [] if code is None else [code]
-    index = index_type(grad_output, input, grad_weight, *coded)
+    index = index_type(*(t for t in (grad_output, argmax, input, grad_weight) if t is not None))
     careful = index is tl.int64 or input.stride(1) != 1 or grad_output.stride(1) != 1
-    sizes = (input.shape[0], size, tuple(grad_weight.shape), groups, target, kind, careful)
+    sizes = (input.shape[0], size, tuple(grad_weight.shape), groups, target, kind)
     if tile is None and autotune.is_enabled(input):
-        key = ("implicit GEMM", "weight gradient", code is not None, grad_bias.numel() > 0, stride, dilation, *sizes)
-        chosen = autotune.select(input, key, plans(*sizes))
-    else:
-        chosen = plan(*sizes, tile)
-    tile, filters, channels = chosen.tile, grad_weight.shape[0] // groups, grad_weight.shape[1]
-    parts = ordered_sum.parts_of(chosen.splits, grad_weight, grad_bias)
-    with on_device(input):
-        _kernel[(math.prod(chosen.blocks) * chosen.splits,)](
-            grad_output, grad_output.stride(), code, strides_of(code), input, input.stride(), tuple(input.shape[2:]),
-            parts.weight, grad_weight.stride(), grad_weight.stride(0) * filters, parts.bias, parts.stride,
-            input.shape[0], size, channels, filters, stride, padding, dilation, chosen.blocks, chosen.units,
-            *grad_weight.shape[2:], *expansion, code is not None,
-            channels if chosen.flattened else 0, grad_bias.numel() > 0,
-            filters % tile.rows == 0, channels % tile.columns == 0,
-            index, precision,
-            chosen.patch_w, tile.rows, tile.columns, tile.depth, **tile.options(target),
+        key = (
+            "implicit GEMM", "weight gradient", pooled, grad_bias is not None, window.stride, window.dilation,
+            *sizes, careful,
         )  # fmt: skip
-    ordered_sum.add(parts, grad_weight, grad_bias)
+        plan = autotune.select(input, key, candidate_plans(*sizes, careful=careful))
+    else:
+        plan = build_plan(*sizes, careful=careful, tile=tile)
+    filters, channels = grad_weight.shape[0] // groups, grad_weight.shape[1]
+    parts = ordered_sum.allocate_parts(plan.splits, grad_weight, grad_bias)
+    with on_device(input):
+        _kernel[(math.prod(plan.blocks) * plan.splits,)](
+            grad_output_ptr=grad_output, grad_output_strides=grad_output.stride(),
+            argmax_ptr=argmax, argmax_strides=strides_of(argmax),
+            input_ptr=input, input_strides=input.stride(), input_size=tuple(input.shape[2:]),
+            grad_weight_ptr=parts.weight, grad_weight_strides=grad_weight.stride(),
+            grad_weight_group_stride=grad_weight.stride(0) * filters,
+            # without BIAS the kernel does not use it
+            grad_bias_ptr=parts.weight if parts.bias is None else parts.bias, split_stride=parts.stride,
+            images=input.shape[0], size=size, channels=channels, filters=filters,
+            stride=window.stride, padding=window.padding, dilation=window.dilation,
+            blocks=plan.blocks, units=plan.units,
+            R=grad_weight.shape[2], S=grad_weight.shape[3], POOL_H=pool_h, POOL_W=pool_w, POOLED=pooled,
+            FLATTENED_CHANNELS=channels if plan.flattened else 0, BIAS=grad_bias is not None,
+            EVEN_FILTERS=filters % plan.tile.rows == 0, EVEN_CHANNELS=channels % plan.tile.columns == 0,
+            INDEX=index, PRECISION=precision,
+            PATCH_W=plan.patch_w, FILTERS=plan.tile.rows, COLUMNS=plan.tile.columns, DEPTH=plan.tile.depth,
+            **plan.tile.options(target),
+        )  # fmt: skip
+    ordered_sum.add_parts(parts, grad_weight, grad_bias)

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightconv.kernels.argmax import KILLED
 from lightconv.kernels.window import Pair, Window
 from lightconv.operators import backend, window_argmax
 from lightconv.operators.geometry import empty_image, in_format, is_channels_last, is_integer, output_sizes
@@ -136,7 +137,7 @@ def _conv2d(input: Tensor, weight: Tensor, bias: Tensor | None, window: Window, 
     if chosen == "depthwise":
         depthwise.forward((output,), input, weight, bias, *window)
     else:
-        implicit_gemm.forward((output,), input, weight, bias, *window, groups)
+        implicit_gemm.forward((output,), input, weight, bias, window=window, groups=groups)
     return output
 
 
@@ -184,7 +185,15 @@ def _conv2d_input_gradient(
     if chosen == "depthwise":
         depthwise.input_gradient((grad_input,), grad_output, weight, *window)
     else:
-        implicit_gemm.input_gradient((grad_input,), grad_output, argmax, weight, *window, groups, (pool[0], pool[1]))
+        implicit_gemm.input_gradient(
+            (grad_input,),
+            grad_output,
+            argmax,
+            weight,
+            window=window,
+            groups=groups,
+            pool=(pool[0], pool[1]),
+        )
     return grad_input
 
 
@@ -218,12 +227,21 @@ def _conv2d_weight_gradient(
         product = torch.tensordot(grad_output, input, dims=([0, 2, 3], [0, 2, 3])).view(weight_shape)
         grad_bias = grad_output.sum((0, 2, 3)) if bias else input.new_empty(0)
         return in_format(product, channels_last), grad_bias
-    outputs = _empty_weight_gradient(grad_output, argmax, input, weight_shape, channels_last, bias)
+    grad_weight, grad_bias = _empty_weight_gradient(grad_output, argmax, input, weight_shape, channels_last, bias)
+    outputs = (grad_weight, grad_bias if bias else None)
     if chosen == "depthwise":
         depthwise.weight_gradient(outputs, grad_output, input, *window)
     else:
-        weight_gradient.weight_gradient(outputs, grad_output, argmax, input, *window, groups, (pool[0], pool[1]))
-    return outputs
+        weight_gradient.weight_gradient(
+            outputs,
+            grad_output,
+            argmax,
+            input,
+            window=window,
+            groups=groups,
+            pool=(pool[0], pool[1]),
+        )
+    return grad_weight, grad_bias
 
 
 def _kernel_serves_gradient(
@@ -390,7 +408,7 @@ def gradients(
         # the bias alone needs no product: it is a sum over images and pixels
         alive = grad_output
         if argmax is not None:
-            alive = torch.where(argmax == window_argmax.KILLED, 0, grad_output)
+            alive = torch.where(argmax == KILLED, 0, grad_output)
         grad_bias = alive.sum((0, 2, 3))
     return grad_input, grad_weight, grad_bias if needs_bias else None
 

@@ -122,7 +122,16 @@ def _conv_block(
     if operator_unsupported_reason(input, weight, bias, window, groups, activation, pool) is None:
         output, argmax = _empty_outputs(input, weight, bias, window, groups, activation, pool)
         outputs = (output, argmax) if _keeps_argmax(activation, pool) else (output,)
-        implicit_gemm.forward(outputs, input, weight, bias, *window, groups, activation, pool, input.dtype)
+        implicit_gemm.forward(
+            outputs,
+            input,
+            weight,
+            bias,
+            window=window,
+            groups=groups,
+            activation=activation,  # type: ignore[arg-type]
+            pool=pool,
+        )
         return output, argmax
     # only in a direct call: lightconv.functional asks before it calls the operator
     channels_last = is_channels_last(input, weight)

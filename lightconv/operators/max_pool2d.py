@@ -19,13 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightconv.kernels.argmax import KILLED
 from lightconv.kernels.window import Pair, Window
 from lightconv.operators import backend
 from lightconv.operators.geometry import empty_image, in_format, is_channels_last, output_sizes
 from lightconv.operators.library import LIBRARY, backward_of, fake_of, implementation_of
 from lightconv.operators.triton_kernels import max_pooling
 
-MAX_POSITIONS = 255  # pixels of the largest window with a window argmax: one of the 256 bytes must name no pixel
+MAX_POSITIONS = KILLED  # pixels of the largest window with a window argmax: one of the 256 bytes must name no pixel
 
 _WINDOW = "SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, bool ceil_mode"
 LIBRARY.define(f"max_pool2d(Tensor input, {_WINDOW}, bool return_indices) -> (Tensor values, Tensor argmax)")

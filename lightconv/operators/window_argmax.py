@@ -13,9 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightconv.kernels.argmax import KILLED
 from lightconv.kernels.window import Pair
-
-KILLED = 255
 
 
 def max_pool(maps: Tensor, pool: Pair, relu: bool) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ from lightconv.surgery.swap import layer_unsupported_reason
 if backend.TRITON:
     import triton.language as tl
 
-    from lightconv.kernels import depthwise, implicit_gemm, launch, tiles
+    from lightconv.kernels import depthwise, implicit_gemm_plan, launch, tiles
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ def explain_convolution(layer: Conv2d, images: Tensor, architecture: str) -> Ser
         return Service(f"{algorithm}, {loader}", tile, reason)
     if algorithm == "depthwise":
         size = output_sizes(images.shape[2:], weight.shape[2:], window)
-        target = tiles.nearest(architecture)
+        target = tiles.nearest_architecture(architecture)
         tile = str(depthwise.tile_of(images, tuple(weight.shape), size, window.stride, target))
         return Service(algorithm, tile, reason)
     # torch computes a matrix product, in tiles of its own
@@ -269,11 +269,13 @@ def plan_implicit_gemm(
     """
     height, width = output_sizes(images.shape[2:], weight.shape[2:], window)
     pooled_size = (height // pool[0], width // pool[1])
-    target = tiles.nearest(architecture)
+    target = tiles.nearest_architecture(architecture)
     kind = tiles.arithmetic(images.dtype, launch.dot_precision(images.dtype, target))
-    product = implicit_gemm.forward_product(images, weight, pooled_size, window, groups, pool)
+    product = implicit_gemm_plan.forward_product(
+        images, weight, pooled_size, window=window, groups=groups, pool=pool
+    )
     is_64bit = launch.index_type(images, weight) is tl.int64
-    plan = implicit_gemm.decided(images, product, target, kind, is_64bit)
+    plan = implicit_gemm_plan.select_plan(images, product, target, kind, wide=is_64bit)
     return str(plan.tile), plan.loader
 
 

@@ -10,7 +10,7 @@ from helpers.small_layers import layer
 
 from lightconv.analysis import inspection
 from lightconv.analysis.comparison import Change, changes
-from lightconv.kernels import implicit_gemm
+from lightconv.kernels import implicit_gemm_plan
 from lightconv.kernels.tiles import Tile
 from lightconv.nn import ConvBlock, MaxPool2d
 
@@ -157,20 +157,22 @@ def refused(given, kernel):
 def test_a_tile_too_large_for_its_warps_is_noticed():
     healthy, code = judged(BLOCK)
     assert refused(BLOCK, code) is None
-    with mock.patch.object(implicit_gemm, "choose", return_value=Tile(64, 64, 64, 1, 2)):
+    with mock.patch.object(implicit_gemm_plan, "choose_tile", return_value=Tile(64, 64, 64, 1, 2)):
         broken, code = judged(BLOCK)
     assert verdicts(healthy, broken)["spilled"] == "worse"
     assert "spilled" in refused(BLOCK, code)
 
 
-EVEN = "product.channels % tile.depth == 0, product.filters % tile.columns == 0"
-STEP = "columns_of(c0, channels, DEPTH"
-LOAD = "x_tile = tl.load(x + x_offset, mask=x_in, other=0.0)\n"
-MASKED = f"{LOAD}                x_tile = tl.where(x_in, x_tile, 0.0)\n"  # what the load has done
+EVEN = "EVEN_CHANNELS=product.channels % depth == 0, EVEN_FILTERS=product.filters % columns == 0"
+UNEVEN = "EVEN_CHANNELS=False, EVEN_FILTERS=False"
+STEP = "block_columns(c0, channels, DEPTH"
+DIVIDED = "block_columns(c0 + c0 // channels * DEPTH, channels, DEPTH"
+LOAD = "input_tile = tl.load(input_ptr + input_offset, mask=input_in, other=0.0)\n"
+MASKED = f"{LOAD}                input_tile = tl.where(input_in, input_tile, 0.0)\n"  # what the load has done
 CLAMPED = "tl.where(element_in, n, 0), c, h, w"
 MADE_WORSE = [  # module, what its source reads and what it is made, layer, figure, what the tests that compile say
-    ("implicit_gemm", EVEN, "False, False", BLOCK, "loads", "single elements"),
-    ("implicit_gemm", STEP, "columns_of(c0 + c0 // channels * DEPTH, channels, DEPTH", BLOCK, "divisions", "division"),
+    ("implicit_gemm", EVEN, UNEVEN, BLOCK, "loads", "single elements"),
+    ("implicit_gemm", STEP, DIVIDED, BLOCK, "divisions", "division"),
     ("implicit_gemm", LOAD, MASKED, LARGE, "instructions_per_matrix_instruction", "other instructions"),
     ("max_pooling", CLAMPED, CLAMPED.replace("c,", "tl.where(element_in, c, 0),"), POOLING, "loads", "16 bytes"),
 ]

@@ -159,7 +159,7 @@ def test_a_launch_is_recorded_with_all_that_it_was_given():
     launch = launches(given, "sm_90")["conv_block"]
     rows, columns = launch.arguments["ROWS"], launch.arguments["COLUMNS"]
     assert launch.architecture == "sm_90"
-    assert launch.arguments["x"].shape == given.images.shape
+    assert launch.arguments["input_ptr"].shape == given.images.shape
     assert launch.grid == (8 * 32 * 32 // rows * 256 // columns,)
     assert launch.options["num_warps"] in {4, 8}
     assert isinstance(launch.arguments["LOADER"], str)

@@ -12,7 +12,7 @@ from lightconv.analysis.machine_code import count, load_bits
 
 SHARED = {"sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_120": 99, "gfx942": 64}  # KiB
 MATRIX_INSTRUCTION = {"sm_90": "HGMMA", "sm_100": "UTC[A-Z]*MMA", "gfx942": "v_mfma"}  # HMMA elsewhere
-DESCRIBED = {"sm_90", "sm_100", "sm_120"}
+DESCRIPTOR_ARCHITECTURES = {"sm_90", "sm_100", "sm_120"}
 
 # Largest number of other instructions per matrix instruction in the main loop, with the largest tile of a table: the
 # number compiled today and 15 %. A step must load both operands (a few instructions with tensor memory access; loads
@@ -76,7 +76,7 @@ def assert_sound(kernel: CompiledKernel, name: str, architecture: str, kind: str
         return
     assert multiplies, "no matrix instruction"
     assert len(re.findall("FFMA", kernel.machine_code)) < 32, "products without matrix instructions"
-    if name == "fused" and architecture in DESCRIBED:
+    if name == "fused" and architecture in DESCRIPTOR_ARCHITECTURES:
         assert "UTMALDG" in kernel.machine_code, "no tensor memory access"
     _assert_lean(kernel, name, architecture, kind, largest)
 

@@ -1,15 +1,15 @@
-"""What tuning may choose between: the rule's plan and others of the same tables, which the compile tests compile."""
+"""Plans that tuning may choose from: the rule's, and others whose tiles the compile tests compile."""
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightconv.kernels import implicit_gemm, weight_gradient
+from lightconv.kernels import implicit_gemm_plan, weight_gradient_plan
 from lightconv.kernels.tiles import ARCHITECTURES
 
 SIZES = st.sampled_from([1, 3, 16, 20, 64, 128, 512])
 PRODUCTS = st.builds(
-    implicit_gemm.Product,
+    implicit_gemm_plan.Product,
     images=st.integers(1, 64),
     size=st.tuples(st.integers(1, 112), st.integers(1, 112)),
     filters=SIZES,
@@ -23,43 +23,43 @@ PRODUCTS = st.builds(
     side_by_side=st.booleans(),
     gradient=st.booleans(),
 )
+KINDS = st.sampled_from(["half", "ieee"])
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @settings(max_examples=30, deadline=None)
-@given(product=PRODUCTS, half=st.booleans(), wide=st.booleans())
-def test_a_product_can_be_computed_by_the_tiles_of_its_tables(architecture, product, half, wide):
-    kind = "half" if half else "ieee"
-    first, *others = implicit_gemm.plans(product, architecture, kind, wide)
-    assert first == implicit_gemm.plan(product, architecture, kind, wide)
+@given(product=PRODUCTS, kind=KINDS, wide=st.booleans())
+def test_plans_of_a_product(architecture, product, kind, wide):
+    first, *others = implicit_gemm_plan.candidate_plans(product, architecture, kind, wide=wide)
+    assert first == implicit_gemm_plan.build_plan(product, architecture, kind, wide=wide)
     assert first not in others
-    easy = implicit_gemm.TILES[architecture][kind]
-    careful = implicit_gemm.CAREFUL_TILES[architecture][kind]
+    easy = implicit_gemm_plan.TILES[architecture][kind]
+    careful = implicit_gemm_plan.CAREFUL_TILES[architecture][kind]
+    flattened = implicit_gemm_plan.FLATTENED_TILES[architecture][kind]
     for plan in (first, *others):
         tile = plan.tile
         if plan.loader == "flattened":
-            assert tile in (careful if wide else implicit_gemm.FLATTENED_TILES[architecture][kind])
+            assert tile in (careful if wide else flattened)
         elif tile not in careful:
             assert tile in easy
             assert not wide
-            filled = product.channels % tile.depth == 0 and product.filters % tile.columns == 0
-            assert plan.loader == "descriptors" or (product.side_by_side and filled)
+            is_filled = product.channels % tile.depth == 0 and product.filters % tile.columns == 0
+            assert plan.loader == "descriptors" or (product.side_by_side and is_filled)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @settings(max_examples=30, deadline=None)
-@given(product=PRODUCTS, half=st.booleans(), careful=st.booleans())
-def test_a_weight_gradient_can_be_computed_by_the_tiles_of_its_tables(architecture, product, half, careful):
-    kind = "half" if half else "ieee"
-    shape = (product.filters * product.groups, product.channels, *product.taps)
-    sizes = (product.images, product.size, shape, product.groups, architecture, kind, careful)
-    first, *others = weight_gradient.plans(*sizes)
-    assert first == weight_gradient.plan(*sizes)
+@given(product=PRODUCTS, kind=KINDS, careful=st.booleans())
+def test_plans_of_a_weight_gradient(architecture, product, kind, careful):
+    weight_shape = (product.filters * product.groups, product.channels, *product.taps)
+    sizes = (product.images, product.size, weight_shape, product.groups, architecture, kind)
+    first, *others = weight_gradient_plan.candidate_plans(*sizes, careful=careful)
+    assert first == weight_gradient_plan.build_plan(*sizes, careful=careful)
     assert first not in others
     for plan in (first, *others):
         tile = plan.tile
         if plan.flattened and not careful:
-            assert tile in weight_gradient.FLATTENED_TILES[architecture][kind]
-        elif tile not in implicit_gemm.CAREFUL_TILES[architecture][kind]:
-            assert tile in weight_gradient.TILES[architecture][kind]
+            assert tile in weight_gradient_plan.FLATTENED_TILES[architecture][kind]
+        elif tile not in implicit_gemm_plan.CAREFUL_TILES[architecture][kind]:
+            assert tile in weight_gradient_plan.TILES[architecture][kind]
             assert (product.filters % tile.rows, product.channels % tile.columns) == (0, 0)
