@@ -27,9 +27,9 @@ def prepare() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.update(TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
     sys.path.insert(0, str(Path(__file__).parent))
-    from conftest import quicken_the_interpreter
+    from conftest import speed_up_interpreter
 
-    quicken_the_interpreter()
+    speed_up_interpreter()
 
 
 def main() -> int:
