@@ -271,9 +271,7 @@ def plan_implicit_gemm(
     pooled_size = (height // pool[0], width // pool[1])
     target = tiles.nearest_architecture(architecture)
     kind = tiles.arithmetic(images.dtype, launch.dot_precision(images.dtype, target))
-    product = implicit_gemm_plan.forward_product(
-        images, weight, pooled_size, window=window, groups=groups, pool=pool
-    )
+    product = implicit_gemm_plan.forward_product(images, weight, pooled_size, window=window, groups=groups, pool=pool)
     is_64bit = launch.index_type(images, weight) is tl.int64
     plan = implicit_gemm_plan.select_plan(images, product, target, kind, wide=is_64bit)
     return str(plan.tile), plan.loader
