@@ -71,7 +71,7 @@ def test_script(installed, variable, printed):
 
 def test_pytorch_lightning_is_an_error(installed):
     result = run(installed, SCRIPT.format(package="pytorch_lightning"), "LIGHTCONV=1")
-    assert "InputError: KernelSwap works with lightning's Trainer, this one comes from pytorch_" in result.stderr
+    assert "InputError: KernelSwap works with lightning's Trainer, but this one comes from pytorch_" in result.stderr
 
 
 def test_fabric(installed):
