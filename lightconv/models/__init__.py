@@ -1,4 +1,4 @@
-"""Networks: LeNet made of lightconv's modules, and pretrained ones by name."""
+"""LeNet built from lightconv's modules, and pretrained networks by name."""
 
 from lightconv.deprecated import moved
 from lightconv.models.lenet import LeNet

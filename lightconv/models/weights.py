@@ -1,6 +1,7 @@
-"""Weights out of files, whatever wrote them."""
+"""Read weights from checkpoints and state dicts of any program, and match them to a network."""
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,67 +14,105 @@ State = dict[str, Tensor]
 
 
 def read_checkpoint(path: str | Path, mmap: bool = False) -> dict[str, Any]:
-    """Read a checkpoint or a state dict of torch's, tensors and plain values only; with ``mmap``, as they are needed.
+    """Read a checkpoint or a state dict of torch. It may hold tensors and plain values only.
+
+    Args:
+        path: file to read.
+        mmap: True to map the file into memory and read tensors on first use.
 
     Raises:
-        InputError: if it is not one, or damaged.
+        InputError: If the file is not a checkpoint, or damaged.
     """
     try:
         return dict(torch.load(path, weights_only=True, map_location="cpu", mmap=mmap))
     except (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, pickle.UnpicklingError) as error:
-        raise InputError(f"{path} is no checkpoint, or damaged ({type(error).__name__})") from error
+        raise InputError(f"{path} is not a checkpoint, or it is damaged ({type(error).__name__})") from error
 
 
 def read_weights(path: str | Path) -> State:
     """Read the tensors of a state dict, a Lightning checkpoint or a .safetensors file.
 
     Raises:
-        InputError: if it is none of these, or damaged.
+        InputError: If there is no such file, if it is none of these, or if it is damaged.
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise InputError(f"weights={path}: there is no such file. default: the library's, downloaded; none: random")
+        raise InputError(
+            f"weights={path}: there is no such file. Choose a file, default (the library's weights, downloaded) or "
+            "none (random weights)."
+        )
     content: dict[str, Any] = _read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path)
-    for wrapper in ("state_dict", "model"):  # Lightning's name for it, and other programs'
-        content = content[wrapper] if isinstance(content.get(wrapper), dict) else content
+    # "state_dict" is Lightning's key for the weights, "model" that of other programs
+    for wrapper in ("state_dict", "model"):
+        if isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
     return {name: value for name, value in content.items() if isinstance(value, Tensor)}
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
+    """Read a .safetensors file.
+
+    Raises:
+        InputError: If the extra `pretrained` is not installed, or if the file is damaged.
+    """
     try:
         from safetensors import SafetensorError  # noqa: PLC0415  comes with the extra `pretrained`
         from safetensors.torch import load_file  # noqa: PLC0415
     except ImportError as error:
-        raise InputError(f"{path}: to read it, pip install 'lightconv[pretrained]'") from error
+        raise InputError(f"{path}: reading it needs safetensors: pip install 'lightconv[pretrained]'") from error
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is damaged: {error}") from error
 
 
-def matching(weights: State, expected: State, source: str) -> State:
-    """The part of ``weights`` that belongs to a network, under the names that the network has for it.
+def select_weights(weights: State, expected: Mapping[str, Tensor], source: str) -> State:
+    """Select the weights of a network, under the network's own names.
 
-    Other tensors, such as another classifier's, are left out; what precedes all names (``module.``,
-    ``model.backbone.``) is taken off.
+    Other tensors, such as another classifier's, are left out. A common prefix (``module.``, ``model.backbone.``) is
+    removed.
+
+    Args:
+        weights: tensors by the names in their file.
+        expected: state dict of the network.
+        source: origin of the weights, the beginning of an error's message.
 
     Raises:
-        InputError: if a tensor is missing; the message begins with ``source``.
+        InputError: If a tensor is missing.
     """
-    needed = [name for name in expected if not name.endswith("num_batches_tracked")]  # unknown to early torch
-    prefixes = [name.removesuffix(needed[0]) for name in weights if name.endswith(needed[0])] or [""]
-    prefix = max(prefixes, key=lambda prefix: sum(prefix + name in weights for name in needed))
-    if missing := [name for name in needed if prefix + name not in weights]:
+    # early versions of torch had no num_batches_tracked
+    needed = [name for name in expected if not name.endswith("num_batches_tracked")]
+    first = needed[0]
+    prefixes = [name.removesuffix(first) for name in weights if name.endswith(first)] or [""]
+
+    def count_matches(prefix: str) -> int:
+        return sum(prefix + name in weights for name in needed)
+
+    prefix = max(prefixes, key=count_matches)
+    missing = [name for name in needed if prefix + name not in weights]
+    if missing:
+        some = ", ".join(missing[:3])
+        ellipsis = " ..." if len(missing) > 3 else ""
         raise InputError(
-            f"{source} lacks {len(missing)} of the network's {len(needed)} tensors: {', '.join(missing[:3])}"
-            f"{' ...' if len(missing) > 3 else ''}. Does it belong to another network?"
+            f"{source} lacks {len(missing)} of the network's {len(needed)} tensors: {some}{ellipsis}. Does it belong "
+            "to another network?"
         )
     return {name: weights[prefix + name] for name in expected if prefix + name in weights}
 
 
-def check_shapes(weights: State, expected: State, source: str) -> None:
-    """Raise InputError, with a message that begins with ``source``, for a tensor of another shape than expected."""
+def check_shapes(weights: State, expected: Mapping[str, Tensor], source: str) -> None:
+    """Check that weights have the shapes of a network's state dict.
+
+    Args:
+        weights: tensors by name.
+        expected: state dict of the network.
+        source: origin of the weights, the beginning of an error's message.
+
+    Raises:
+        InputError: If a tensor has another shape.
+    """
     for name, tensor in weights.items():
         if tensor.shape != expected[name].shape:
-            given, needed = (" x ".join(map(str, t.shape)) for t in (tensor, expected[name]))
-            raise InputError(f"{source}: {name} is {given}, the network's {needed}")
+            actual = " x ".join(map(str, tensor.shape))
+            needed = " x ".join(map(str, expected[name].shape))
+            raise InputError(f"{source}: {name} is {actual}, the network's {needed}")

@@ -1,4 +1,4 @@
-"""Pictures of what a network does, as matplotlib figures."""
+"""Matplotlib figures of images, training and speed."""
 
 from lightconv.visualize.gallery import gallery
 from lightconv.visualize.roofline import Point, roofline

@@ -1,4 +1,4 @@
-"""Networks with a part of their channels, which Triton's interpreter gets through in seconds."""
+"""Build networks with fewer channels, so that Triton's interpreter runs them in seconds."""
 
 import contextlib
 import inspect
@@ -6,7 +6,7 @@ from unittest import mock
 
 from torch import nn
 
-# the arguments that count channels, or groups of them
+# arguments that are numbers of channels or groups
 WIDTHS = {
     nn.Conv2d: ("in_channels", "out_channels", "groups"),
     nn.BatchNorm2d: ("num_features",),
@@ -18,22 +18,24 @@ WIDTHS = {
 def narrow(factor):
     """Divide the channels of every layer made inside a ``with`` block, unless they are fewer than the factor.
 
-    Depth, kernels, strides and branches stay. Groups are divided too, so that grouped and depthwise convolutions stay
-    what they are. A network that reckons with its widths outside these layers fails at its first batch.
+    Depth, kernels, strides and branches stay. Groups are divided, too, so grouped and depthwise convolutions stay
+    grouped and depthwise. A network that computes with its widths outside these layers fails at its first batch.
     """
     with contextlib.ExitStack() as patches:
         for layer, widths in WIDTHS.items():
-            patches.enter_context(mock.patch.object(layer, "__init__", _narrowed(layer.__init__, widths, factor)))
+            narrow_init = build_narrow_init(layer.__init__, widths, factor)
+            patches.enter_context(mock.patch.object(layer, "__init__", narrow_init))
         yield
 
 
-def _narrowed(initialize, widths, factor):
+def build_narrow_init(initialize, widths, factor):
+    """Wrap a layer's ``__init__`` and divide its widths."""
     signature = inspect.signature(initialize)
 
-    def narrowed(*args, **options):
+    def narrow_init(*args, **options):
         call = signature.bind(*args, **options)
         for width in call.arguments.keys() & set(widths):
             call.arguments[width] = call.arguments[width] // factor or call.arguments[width]
         initialize(*call.args, **call.kwargs)
 
-    return narrowed
+    return narrow_init

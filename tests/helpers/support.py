@@ -1,12 +1,12 @@
 """Helpers of several tests: PyTorch's own samples, layouts in memory, and equality with torch."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 import torch.nn.functional as F
-from beartype import BeartypeConf, beartype
+from beartype import BeartypeConf, BeartypeHintOverrides, beartype
 from torch import Tensor
 from torch.testing._internal.common_methods_invocations import op_db
 
@@ -15,7 +15,9 @@ import lightconv as lc
 # importing PyTorch's samples forbids to set torch.backends.cudnn.benchmark, but users may set it
 torch.backends.disable_global_flags.__globals__["__allow_nonbracketed_mutation_flag"] = True
 
-check_types = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, as everywhere in Python
+# An int is a float, as everywhere in Python. A string choice is any string: the function itself rejects unknown ones.
+_HINTS = BeartypeHintOverrides({Literal["average", "max", "none"]: str})
+check_types = beartype(conf=BeartypeConf(is_pep484_tower=True, hint_overrides=_HINTS))
 
 
 def opinfo(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Known networks with random weights, and docs/fused.md: ``python tests/helpers/zoo.py > docs/fused.md``."""
+"""Known networks with random weights. ``python tests/helpers/zoo.py > docs/fused.md`` writes the page about them."""
 
 import sys
 import warnings
@@ -26,21 +26,24 @@ TIMM = [
     *("resnetv2_50", "densenet121", "convnext_atto", "edgenext_xx_small", "repvgg_a0"),
 ]
 NETWORKS = [*TORCHVISION, *(f"timm/{name}" for name in TIMM)]
-_UNUSED = {"googlenet": {"init_weights": False}, "inception_v3": {"init_weights": False}}  # draw for minutes
+# drawing the initial weights of these two takes minutes
+_OPTIONS = {"googlenet": {"init_weights": False}, "inception_v3": {"init_weights": False}}
 
 
 def build(name: str) -> nn.Module:
-    """A network with random weights, for 10 classes, in evaluation."""
+    """Build a network with random weights, for 10 classes, in evaluation."""
     if name.startswith("timm/"):
         return timm.create_model(name.removeprefix("timm/"), num_classes=10).eval()
-    return torchvision.models.get_model(name, num_classes=10, **_UNUSED.get(name, {})).eval()
+    return torchvision.models.get_model(name, num_classes=10, **_OPTIONS.get(name, {})).eval()
 
 
-def row(name: str, network: nn.Module) -> dict[str, str | int]:
-    """Fuse a network; what becomes of it."""
+def fuse_to_row(name: str, network: nn.Module) -> dict[str, str | int]:
+    """Fuse a network and return its row of docs/fused.md."""
+    reason = ""
     try:
-        reasons = Counter(row.reason for row in lc.fuse(network).left).most_common(1)
-        reason = reasons[0][0] if reasons else ""
+        reasons = Counter(row.reason for row in lc.fuse(network).left)
+        if reasons:
+            ((reason, _),) = reasons.most_common(1)
     except InputError as error:
         reason = str(error).partition("the modules after it: ")[2]
     convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
@@ -49,23 +52,24 @@ def row(name: str, network: nn.Module) -> dict[str, str | int]:
         "network": name,
         "convolutions": len(convolutions),
         "fused": len(blocks),
-        "with BatchNorm2d": sum(bool(b.norms) for b in blocks),
-        "with activation": sum(b.activation != "identity" for b in blocks),
-        "with pooling": sum(b.pool != (1, 1) for b in blocks),
-        "others left alone, mostly": reason,
+        "with BatchNorm2d": sum(bool(block.norms) for block in blocks),
+        "with activation": sum(block.activation != "identity" for block in blocks),
+        "with pooling": sum(block.pool != (1, 1) for block in blocks),
+        "most frequent reason to leave a convolution": reason,
     }
 
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     print(f"""\
-# What `lightconv.fuse` finds
+# Networks fused by `lightconv.fuse`
 
-Convolutions that are computed together with what follows them, in evaluation; chains without BatchNorm2d in training,
-too. torchvision {torchvision.__version__.partition("+")[0]}, timm {timm.__version__}. Written by
+Each row counts the convolutions of a network, those that `lightconv.fuse` computes together with the modules after
+them, and the modules fused. Chains with BatchNorm2d are fused in evaluation; other chains are also fused in training.
+Measured with torchvision {torchvision.__version__.partition("+")[0]} and timm {timm.__version__}. Written by
 
 ```
 python tests/helpers/zoo.py > docs/fused.md
 ```
 """)
-    sys.stdout.write(markdown([row(name, build(name)) for name in NETWORKS]))
+    sys.stdout.write(markdown([fuse_to_row(name, build(name)) for name in NETWORKS]))

@@ -7,7 +7,7 @@ from lightconv.errors import InputError
 
 
 class PlainLeNet(nn.Module):
-    """The LeNet that everybody has written once, in plain torch."""
+    """LeNet of plain torch.nn modules."""
 
     def __init__(self):
         super().__init__()
@@ -23,16 +23,16 @@ class PlainLeNet(nn.Module):
         return self.fc3(self.fc2(self.fc1(x.flatten(1)).relu()).relu())
 
 
-def parameters(model):
+def count_parameters(model):
     return sum(p.numel() for p in model.parameters())
 
 
-def test_has_61706_parameters():
-    assert parameters(lc.models.LeNet()) == 61_706
+def test_number_of_parameters():
+    assert count_parameters(lc.models.LeNet()) == 61_706
 
 
 @pytest.mark.parametrize("backend", ["reference", "triton"])
-def test_equals_the_plain_network_with_the_same_weights(backend):
+def test_equals_plain_network(backend):
     ours, plain = lc.models.LeNet(), PlainLeNet()
     plain.load_state_dict(ours.state_dict())
     x = torch.randn(3, 1, 28, 28)
@@ -41,13 +41,13 @@ def test_equals_the_plain_network_with_the_same_weights(backend):
 
 
 @pytest.mark.parametrize(("width", "classes", "channels", "size"), [(2, 7, 1, 28), (0.5, 10, 3, 32), (1, 2, 1, 12)])
-def test_size_is_configurable(width, classes, channels, size):
+def test_configurable_size(width, classes, channels, size):
     model = lc.models.LeNet(classes, channels, size, width)
     assert model(torch.zeros(2, channels, size, size)).shape == (2, classes)
     assert model.conv1.out_channels == round(6 * width)
 
 
-def test_another_block_can_be_injected():
+def test_injected_block():
     calls = []
 
     class Block(lc.nn.ConvBlock):
@@ -60,8 +60,8 @@ def test_another_block_can_be_injected():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"), [({"image_size": 8}, "at least 12x12"), ({"width": 0.05}, "width 0.05")]
+    ("arguments", "message"), [({"image_size": 8}, "at least 12x12"), ({"width": 0.05}, "width 0.05")]
 )
-def test_impossible_sizes_are_told(arguments, words):
-    with pytest.raises(InputError, match=words):
+def test_impossible_sizes(arguments, message):
+    with pytest.raises(InputError, match=message):
         lc.models.LeNet(**arguments)

