@@ -93,11 +93,14 @@ class Call(NamedTuple):
 
 
 class Service(NamedTuple):
-    """Implementation that serves a call: `Row` without the layer."""
+    """Implementation of a call: the part of a `Row` after the layer."""
 
     served_by: str
     tile: str
     reason: str
+
+
+_LEFT_TO_TORCH = Service("torch", "", "lightconv leaves these arguments to torch")
 
 
 def explain(model: nn.Module, *inputs: Any, architecture: str | None = None, **named: Any) -> Explanation:
@@ -143,6 +146,7 @@ def explain(model: nn.Module, *inputs: Any, architecture: str | None = None, **n
     elif architecture not in tiles.ARCHITECTURES:
         known = ", ".join(tiles.ARCHITECTURES)
         raise InputError(f"no tiles for architecture {architecture!r}: choose one of {known}")
+    # What was measured depends on the gradients needed, so gradients are on in training alone.
     with autotune.override(measured), torch.set_grad_enabled(model.training):
         calls = record_calls(model, inputs, named)
         rows = tuple(explain_call(call, architecture, unsupported_reason) for call in calls)
@@ -179,6 +183,7 @@ def record_calls(model: nn.Module, inputs: Any, named: dict[str, Any]) -> list[C
     state = {name: on_meta(tensor) for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     arguments = tree_map_only(Tensor, on_meta, (inputs, named))
     try:
+        # this pass only finds the calls, so torch serves it and nothing is compiled
         with backend.use_backend("reference"), torch.compiler.set_stance("force_eager"):
             functional_call(model, state, *arguments)
     finally:
@@ -219,14 +224,15 @@ def explain_convolution(layer: Conv2d, images: Tensor, architecture: str) -> Ser
     bias = None if layer.bias is None else on_meta(layer.bias)
     arguments = convolution_window(weight, layer.stride, padding, layer.dilation)
     if arguments is None:
-        return Service("torch", "", "lightconv leaves these arguments to torch")
+        return _LEFT_TO_TORCH
     window, extra = arguments
+    # padding="same" adds a row below and a column to the right if the two sides cannot be equal
     images = nn.functional.pad(images, (0, extra[1], 0, extra[0]))
     not_fused = ""
     if isinstance(layer, ConvBlock) and effective_class(layer, images) is not Conv2d:
         pool = pair(layer.pool)
         if pool is None:
-            return Service("torch", "", "lightconv leaves these arguments to torch")
+            return _LEFT_TO_TORCH
         block = conv_block.dispatch(images, weight, bias, window, layer.groups, layer.activation, pool)
         if block.use_kernel:
             tile, loader = plan_implicit_gemm(images, weight, window, layer.groups, pool, architecture)
@@ -272,6 +278,7 @@ def plan_implicit_gemm(
     target = tiles.nearest_architecture(architecture)
     kind = tiles.arithmetic(images.dtype, launch.dot_precision(images.dtype, target))
     product = implicit_gemm_plan.forward_product(images, weight, pooled_size, window=window, groups=groups, pool=pool)
+    # offsets of large tensors need 64 bits, and such kernels have plans of their own
     is_64bit = launch.index_type(images, weight) is tl.int64
     plan = implicit_gemm_plan.select_plan(images, product, target, kind, wide=is_64bit)
     return str(plan.tile), plan.loader
@@ -281,7 +288,7 @@ def explain_max_pool2d(layer: MaxPool2d, images: Tensor) -> Service:
     """Explain the call of a max-pooling on images on the meta device, (n, c, h, w)."""
     arguments = pooling_window(layer.kernel_size, layer.stride, layer.padding, layer.dilation)
     if arguments is None:
-        return Service("torch", "", "lightconv leaves these arguments to torch")
+        return _LEFT_TO_TORCH
     kernel_size, window = arguments
     dispatch = max_pool2d.dispatch(images, kernel_size, window, layer.ceil_mode, layer.return_indices)
     return Service("gathering" if dispatch.use_kernel else "torch", "", dispatch.reason)
