@@ -1,69 +1,68 @@
-"""lightconv explain: pictures of what a network sees."""
+"""lightconv explain: who serves each layer of a network, and why."""
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import textwrap
 
 import torch
-from hydra.core.hydra_config import HydraConfig
-from matplotlib.figure import Figure
-from omegaconf import DictConfig
-from torch import Tensor
+from omegaconf import DictConfig, open_dict
+from rich import box
+from rich.table import Table
+from rich.text import Text
 
-from lightconv import visualize
-from lightconv.cli.settings import check_choice, check_integer
-from lightconv.data import ImageData
-from lightconv.data.batches import Batches, seeded_generator
-from lightconv.runs.build import instantiate
+from lightconv.cli import tables
+from lightconv.cli.application import instantiate
+from lightconv.cli.settings import check_whole, formatted
+from lightconv.errors import InputError
+from lightconv.operators.backend import use_backend
+from lightconv.surgery import Explanation
+from lightconv.surgery import explain as explain_model
 
 
 def explain(config: DictConfig) -> None:
-    """Draw what is asked for, write it, and print where.
+    """Print a row per layer of the configured network: kernel, tile and reason.
 
     Raises:
-        InputError: for an unknown picture, or what the picture cannot be drawn of.
+        InputError: If a setting is out of range, or the architecture has no tiles.
     """
-    check_choice(config, "what", _PICTURES)
-    name, draw = _PICTURES[config.what]
-    path = Path(HydraConfig.get().runtime.output_dir, name)
-    draw(config).savefig(path, dpi=150)
-    print(path)
-
-
-def augmentation(config: DictConfig) -> Figure:
-    """Some training images, each as it is and many times as training would see it.
-
-    Raises:
-        InputError: for a number of images or variations that is none.
-    """
-    for name in ("rows", "columns"):
-        check_integer(config, name)
-    data: ImageData = instantiate(config.data)
-    data.prepare_data()
-    images, labels = data.split("train")
-    chosen = torch.randperm(len(labels), generator=seeded_generator(config.seed))[: config.rows]
-    plain, varied = (
-        Batches(images[chosen], labels[chosen], len(chosen), loader.transform, seed=config.seed, mix=loader.mix)
-        for loader in (data.val_dataloader(), data.train_dataloader())
+    if config.what is not None:
+        raise InputError(
+            f"what={config.what}: lightconv explain is about the layers of a network. Draw augmented training images "
+            "with lightconv gallery"
+        )
+    layout = formatted(config)
+    check_whole(config, "batch_size")
+    model = instantiate(config.model)
+    preprocessing = getattr(model, "preprocessing", None)
+    if config.image_size is None and preprocessing is not None:
+        with open_dict(config):
+            config.image_size = preprocessing.image_size
+    check_whole(config, "image_size")
+    check_whole(config, "channels")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    images = torch.empty(
+        (config.batch_size, config.channels, config.image_size, config.image_size), device=device, **layout
     )
-    columns = [*plain, *(batch for _ in range(config.columns) for batch in varied)]  # other draws in every epoch
-    shown = torch.stack([pixels(data, images) for images, _ in columns], 1)
-    captions = [[caption(label, data.classes) for label in row] for row in zip(*(y for _, y in columns), strict=True)]
-    recipe = HydraConfig.get().runtime.choices["augmentation"] or ("its own" if data.augmentation else "none")
-    return visualize.gallery(shown, captions, f"{type(data).__name__}, augmentation: {recipe}")
+    with use_backend(config.backend):
+        show(explain_model(model.to(**layout), images, architecture=config.architecture))
 
 
-def pixels(data: ImageData, images: Tensor) -> Tensor:
-    """Normalised images as pixels in 0..1."""
-    mean, std = (images.new_tensor(values).view(-1, 1, 1) for values in (data.mean, data.std))
-    return images * std + mean
-
-
-def caption(label: Tensor, classes: Sequence[str]) -> str:
-    """The class of an image, or the classes of a mixed one with their shares."""
-    if label.ndim == 0:
-        return classes[int(label)]
-    shares = [(share, name) for share, name in zip(label.tolist(), classes, strict=True) if round(share, 2)]
-    return "\n".join(name if round(share, 2) == 1 else f"{share:.0%} {name}" for share, name in sorted(shares)[::-1])
-
-
-_PICTURES: dict[str, tuple[str, Callable[[DictConfig], Figure]]] = {"augmentation": ("gallery.png", augmentation)}
+def show(explanation: Explanation) -> None:
+    """Print the table. If its words do not fit into the terminal, number the reasons and list them below."""
+    table = explanation.__rich__()
+    # the longest words decide; within the terminal's own width rich would cut them to fit
+    unlimited = tables.console.options.update(max_width=10_000)
+    if tables.console.measure(table, options=unlimited).minimum <= tables.console.width:
+        tables.console.print(table)
+        return
+    reasons = list(dict.fromkeys(row.reason for row in explanation.rows))
+    narrow = Table(title=table.title, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    for name in ("layer", "type", "served by", "tile", "why"):
+        narrow.add_column(name, overflow="fold")
+    for row in explanation.rows:
+        # a long name is broken at its dots: it takes half of the terminal at most
+        parts = textwrap.wrap(row.name.replace(".", ". "), tables.console.width // 2, break_long_words=False)
+        name = "\n".join(parts).replace(" ", "")
+        number = reasons.index(row.reason) + 1
+        narrow.add_row(name, row.layer, row.served_by, row.tile, f"({number})")
+    tables.console.print(narrow)
+    for number, reason in enumerate(reasons, 1):
+        tables.console.print(Text(f"({number}) {reason}"))

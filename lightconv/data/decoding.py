@@ -33,7 +33,7 @@ def decode(path: Path, side: int, fit: Fit = "crop") -> UInt8[Tensor, "3 side si
         UnreadableError: If the file is damaged, not an image, or not a file.
     """
     try:
-        _check_file(path)
+        check_file(path)
         Image.init()  # fills Image.ID
         formats = [name for name in Image.ID if name != "EPS"]  # PIL would start Ghostscript for EPS
         with Image.open(path, formats=formats) as image:
@@ -78,7 +78,7 @@ def to_square(image: Image.Image, side: int, fit: Fit) -> Image.Image:
     return image.resize((side, side), Image.Resampling.BICUBIC)
 
 
-def _check_file(path: Path) -> None:
+def check_file(path: Path) -> None:
     """Raise UnreadableError unless the path is a regular file with content.
 
     Pipes are refused before they are opened, since opening one waits forever.

@@ -2,85 +2,135 @@ from pathlib import Path
 
 import pytest
 import torch
-from matplotlib.image import imread
+from omegaconf import OmegaConf
 
-from lightconv import visualize
-from lightconv.data import Digits
+import lightconv as lc
+from lightconv.cli import tables
+
+RESNET = ("model=pretrained", "model.backbone=torchvision/resnet18", "model.weights=none", "model.image_size=64")
+DENSENET = ("model=pretrained", "model.backbone=torchvision/densenet121", "model.weights=none", "image_size=64")
 
 
 @pytest.fixture
-def drawn(lightconv, monkeypatch):
-    """Run `lightconv explain` and return what it has given to be drawn."""
+def printed(lightconv, capsys, monkeypatch):
+    """Run `lightconv explain` in a terminal of a width and return the printed text."""
 
-    def explain(*arguments):
-        seen = []
-        gallery = visualize.gallery
-        monkeypatch.setattr(visualize, "gallery", lambda *values: seen.append(values) or gallery(*values))
+    def run(*arguments, width=200):
+        monkeypatch.setattr(tables.console, "width", width)
         lightconv("explain", *arguments)
-        monkeypatch.setattr(visualize, "gallery", gallery)
-        return seen[0]
+        return capsys.readouterr().out
 
-    return explain
-
-
-def test_writes_a_picture_into_a_directory_of_its_own_and_says_where(lightconv, capsys):
-    lightconv("explain", "what=augmentation", "rows=2", "columns=3")
-    path = Path(capsys.readouterr().out.strip())
-    assert path.name == "gallery.png"
-    assert imread(path).shape[1] > 500
-    assert [p for p in Path.cwd().rglob("*") if p.is_file()] == [path]
-    lightconv("explain", "rows=1", "columns=1", "output=mine")
-    assert Path("mine/gallery.png").is_file()
+    return run
 
 
-def test_shows_training_images_first_as_they_are_and_then_as_training_sees_them(drawn):
-    images, captions, title = drawn("rows=3", "columns=5", "seed=1")
-    assert images.shape == (3, 6, 1, 28, 28)
-    assert title == "Digits, augmentation: its own"
-    training, labels = Digits().split("train")
-    for row, names in zip(images, captions, strict=True):
-        index = (training / 255 - row[0]).flatten(1).abs().sum(1).argmin()
-        torch.testing.assert_close(training[index] / 255, row[0], rtol=0, atol=1e-5)
-        assert names == [str(labels[index].item())] * 6
-        assert len({tuple(image.flatten().tolist()) for image in row}) == 6
+def words(text):
+    """The words of a text or of a table without its lines."""
+    return " ".join("".join(" " if character in "│┃" else character for character in text).split())
 
 
-def test_shows_the_chosen_recipe_with_its_mixed_labels(drawn):
-    _, captions, title = drawn("rows=4", "columns=8", "augmentation=strong")
-    assert title == "Digits, augmentation: strong"
-    mixed = [caption for row in captions for caption in row if "%" in caption]
-    assert len(mixed) > 8
-    assert all("%" not in row[0] for row in captions)
-    for caption in mixed:
-        shares = [int(line.split("%")[0]) for line in caption.split("\n")]
-        assert shares == sorted(shares, reverse=True)
-        assert 98 <= sum(shares) <= 101
+def cells(printed):
+    """The cells of each row of a table that breaks no line."""
+    lines = [line for line in printed.splitlines() if line.startswith("│")]
+    return [tuple(cell.strip() for cell in line.strip("│").split("│")) for line in lines]
 
 
-def test_the_seed_says_which_images_and_variations(drawn):
-    arguments = ("rows=2", "columns=2", "augmentation=strong", "output=mine")
-    first, again, other = (drawn(*arguments, seed)[0] for seed in ("seed=0", "seed=0", "seed=1"))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
+def as_cells(explanation):
+    return [(row.name, row.layer, row.served_by, row.tile, row.reason) for row in explanation.rows]
 
 
-def test_without_augmentation_all_are_the_same(drawn):
-    images, _, title = drawn("rows=2", "columns=2", "augmentation=none")
-    assert title == "Digits, augmentation: none"
-    assert torch.equal(images, images[:, :1].expand_as(images))
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "gfx942"])
+def test_rows_equal_those_of_python(printed, architecture):
+    images = torch.empty(256, 1, 28, 28).to(memory_format=torch.channels_last)
+    model = lc.models.LeNet().to(memory_format=torch.channels_last)
+    expected = lc.explain(model, images, architecture=architecture)
+    output = printed(f"architecture={architecture}")
+    assert f"on {architecture}" in output
+    assert cells(output) == as_cells(expected)
+
+
+def test_settings_reach_the_model(printed):
+    layout = {"dtype": torch.float16, "memory_format": torch.contiguous_format}
+    images = torch.empty(8, 3, 32, 32).to(**layout)
+    with lc.use_backend("triton"):
+        expected = lc.explain(lc.models.LeNet(channels=3, image_size=32).to(**layout), images, architecture="sm_80")
+    output = printed(
+        "architecture=sm_80",
+        "backend=triton",
+        "batch_size=8",
+        "dtype=float16",
+        "channels_last=false",
+        "model.channels=3",
+        "model.image_size=32",
+    )
+    assert cells(output) == as_cells(expected)
+    assert "backend 'triton' is selected" in output
+
+
+def test_this_machine_without_architecture(printed):
+    expected = lc.explain(lc.models.LeNet(), torch.empty(1, 1, 28, 28))
+    (reason,) = {row.reason for row in expected.rows}
+    assert reason in printed()
+
+
+def test_pretrained_network_tells_its_image_size(printed):
+    output = printed(*RESNET, "architecture=sm_90", "batch_size=2")
+    network = lc.models.Pretrained("torchvision/resnet18", weights="none", image_size=64)
+    expected = lc.explain(network, torch.empty(2, 3, 64, 64), architecture="sm_90")
+    assert cells(output) == as_cells(expected)
+    assert "lightconv.swap changes it" in output
+
+
+@pytest.mark.parametrize("settings", [(), RESNET, DENSENET], ids=["lenet", "resnet18", "densenet121"])
+def test_narrow_terminals_cut_no_words(printed, settings):
+    wide = printed(*settings, "architecture=sm_90", "batch_size=2", width=250)
+    narrow = printed(*settings, "architecture=sm_90", "batch_size=2", width=80)
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert "…" not in narrow
+    rows = cells(wide)
+    assert rows
+    for name, layer, served_by, tile, reason in rows:
+        assert name in narrow.replace("\n", "") or name.split(".")[-1] in narrow.split()
+        assert layer in narrow
+        assert set(served_by.split()) <= set(words(narrow).split())
+        assert set(tile.split()) <= set(words(narrow).split())
+        assert set(reason.split()) <= set(words(narrow).split())
+
+
+def test_long_names_are_broken_at_dots(printed):
+    narrow = printed(*DENSENET, "architecture=sm_90", "batch_size=2", width=80)
+    assert "(1) a layer of torch.nn: lightconv.swap changes it" in narrow
+    lines = [line.split() for line in narrow.splitlines()]
+    first = lines.index(["backbone.features.denseblock4.", "Conv2d", "torch", "(1)"])
+    assert lines[first + 1] == ["denselayer1.conv1"]
+
+
+def test_writes_no_files(printed):
+    printed("architecture=sm_90")
+    assert list(Path.cwd().rglob("*")) == []
+
+
+def test_configuration_needs_no_network_to_be_built(lightconv, capsys):
+    lightconv("explain", "--cfg", "job", "model=pretrained")
+    config = OmegaConf.create(capsys.readouterr().out)
+    assert config.batch_size == 256
+    assert config.architecture is None
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "expected"),
     [
-        (["what=filter"], ["what=filter", "augmentation"]),
-        (["rows=0"], ["rows=0", "at least 1"]),
-        (["columns=many"], ["columns=many"]),
-        (["augmentation=medium"], ["augmentation/medium", "light", "standard", "strong"]),
-        (["data=fashion_mnist", "data.root=nowhere"], ["nowhere", "data.download=true"]),
+        (["what=augmentation"], ["what=augmentation", "lightconv gallery"]),
+        (["architecture=sm_75"], ["sm_75", "sm_80", "gfx942"]),
+        (["backend=fast"], ["unknown backend 'fast'"]),
+        (["dtype=int8"], ["dtype=int8", "float32, float16, bfloat16"]),
+        (["batch_size=0"], ["batch_size=0", "at least 1"]),
+        (["image_size=0"], ["image_size=0", "at least 1"]),
+        (["channels=many"], ["channels=many"]),
+        (["model=unknown"], ["model/unknown", "lenet"]),
+        (["model.backbone=torchvision/none", "model=pretrained"], ["torchvision/none"]),
     ],
 )
-def test_mistakes_are_told(lightconv, told, arguments, words):
+def test_mistakes(lightconv, told, arguments, expected):
     message = told(lightconv, "explain", *arguments)
-    for word in words:
+    for word in expected:
         assert word in message

@@ -61,14 +61,14 @@ class Geometry:
             size: height and width of the images, in pixels.
             generator: source of randomness.
         """
-        half, centre = self._draw_window(n, size, generator)
-        linear, shift = self._draw_distortion(n, size, generator)
+        half, centre = self.draw_window(n, size, generator)
+        linear, shift = self.draw_distortion(n, size, generator)
         # the window scales and moves whatever the distortion maps: (n, 2, 2) and (n, 2, 1) -> (n, 2, 3)
         linear = half[:, :, None] * linear
         constant = half * shift + centre
         return torch.cat((linear, constant[:, :, None]), 2)
 
-    def _draw_window(self, n: int, size: tuple[int, int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def draw_window(self, n: int, size: tuple[int, int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw the visible window of each image: half its sides, negative if mirrored, and its centre.
 
         Shape:
@@ -90,7 +90,7 @@ class Geometry:
             half = half * sides
         return half, centre
 
-    def _draw_distortion(self, n: int, size: tuple[int, int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def draw_distortion(self, n: int, size: tuple[int, int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw the linear map about the centre of the window, (n, 2, 2), and the shift of this centre, (n, 2)."""
         angle, scale, *shift = 2 * torch.rand(4, n, generator=generator, device=generator.device) - 1
         squeeze, slant = 2 * torch.rand(2, n, generator=generator, device=generator.device) - 1
