@@ -12,6 +12,7 @@ from rich.progress import track
 from torch import Tensor
 
 from lightconv.data import ImageData
+from lightconv.data.base import SplitName
 from lightconv.errors import InputError
 from lightconv.keyed_cache import CacheEntry
 from lightconv.models import Pretrained
@@ -77,10 +78,10 @@ class FeatureCache:
         Returns:
             Features by split name. Without augmentation the first axis has length 1.
         """
-        copies: dict[str, list[int | None]] = {"train": [None], "validation": [None]}
+        copies: dict[SplitName, list[int | None]] = {"train": [None], "validation": [None]}
         if self.copies and data.augmentation:
             copies["train"] = list(range(self.copies))
-        features = {}
+        features: dict[str, Features] = {}
         for split, numbers in copies.items():
             sources = [_FeatureSource(trainer, network, data, split, copy) for copy in numbers]
             # copies x (n, features) -> (copies, n, features)
@@ -120,7 +121,7 @@ class _FeatureSource:
     trainer: L.Trainer
     network: Pretrained
     data: ImageData
-    split: str
+    split: SplitName
     copy: int | None
 
     def compute(self, show_progress: bool) -> Float[Tensor, "n features"]:

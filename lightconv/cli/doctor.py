@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lightconv.cli import tables
 from lightconv.cli.installation import Extra, extras, installed, is_met, output, requirements, revision
+from lightconv.data.base import SPLIT_NAMES
 from lightconv.errors import InputError
 from lightconv.kernels.window import Window
 from lightconv.operators import autotune_file, backend, conv2d, conv_block, max_pool2d
@@ -236,7 +237,7 @@ def data_set(name: str, config: DictConfig) -> DataSet:
         data.setup("test")
     except InputError as error:
         return DataSet(name, folder, False, str(error).split(". ")[0])  # the rest is advice for `lightconv train`
-    sizes = ", ".join(f"{len(data.split(part)[1]):,} {part}" for part in ("train", "validation", "test"))
+    sizes = ", ".join(f"{len(data.split(part)[1]):,} {part}" for part in SPLIT_NAMES)
     return DataSet(name, folder, True, f"{sizes}, in {folder}" if folder else sizes)
 
 

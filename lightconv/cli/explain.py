@@ -46,20 +46,23 @@ def explain(config: DictConfig) -> None:
 
 
 def show(explanation: Explanation) -> None:
-    """Print the table. If its words do not fit into the terminal, number the reasons and list them below."""
+    """Print the table. If the terminal is too narrow for its lines, number the reasons and list them below."""
     table = explanation.__rich__()
-    # the longest words decide; within the terminal's own width rich would cut them to fit
     unlimited = tables.console.options.update(max_width=10_000)
-    if tables.console.measure(table, options=unlimited).minimum <= tables.console.width:
+    if tables.console.measure(table, options=unlimited).maximum <= tables.console.width:
         tables.console.print(table)
         return
-    reasons = list(dict.fromkeys(row.reason for row in explanation.rows))
+    # rich cuts words to fit a table; here only two columns wrap, and none of their words is longer than min_width
     narrow = Table(title=table.title, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-    for name in ("layer", "type", "served by", "tile", "why"):
-        narrow.add_column(name, overflow="fold")
+    narrow.add_column("layer", no_wrap=True)
+    narrow.add_column("type", no_wrap=True)
+    narrow.add_column("served by", min_width=11)
+    narrow.add_column("tile", min_width=10)
+    narrow.add_column("why", no_wrap=True)
+    reasons = list(dict.fromkeys(row.reason for row in explanation.rows))
     for row in explanation.rows:
-        # a long name is broken at its dots: it takes half of the terminal at most
-        parts = textwrap.wrap(row.name.replace(".", ". "), tables.console.width // 2, break_long_words=False)
+        # a long name is broken at its dots
+        parts = textwrap.wrap(row.name.replace(".", ". "), tables.console.width * 2 // 5)
         name = "\n".join(parts).replace(" ", "")
         number = reasons.index(row.reason) + 1
         narrow.add_row(name, row.layer, row.served_by, row.tile, f"({number})")

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import lightning as L
 import torch
@@ -16,6 +16,8 @@ from lightconv.data.stored import StoredImages
 from lightconv.errors import InputError
 from lightconv.preprocessing import Preprocessing
 
+SplitName = Literal["train", "validation", "test"]
+SPLIT_NAMES: tuple[SplitName, ...] = get_args(SplitName)
 Stage = Literal["fit", "test"]
 
 # (n, c, h, w); the axes have no names because the sizes of different splits differ
@@ -139,7 +141,7 @@ class ImageData(L.LightningDataModule):
         """
         raise NotImplementedError
 
-    def split(self, name: str) -> Split:
+    def split(self, name: SplitName) -> Split:
         """Return images and labels of a split; read them on first use."""
         if name in self._splits:
             return self._splits[name]
@@ -228,7 +230,7 @@ class ImageData(L.LightningDataModule):
         for name, batches in self._loaders:
             batches.features = features.get(name)
 
-    def ordered_batches(self, name: str, copy: int | None = None) -> Batches:
+    def ordered_batches(self, name: SplitName, copy: int | None = None) -> Batches:
         """Return all images of a split in order, on every process.
 
         Args:
@@ -241,7 +243,7 @@ class ImageData(L.LightningDataModule):
         batches.features = None
         return batches
 
-    def _loader(self, name: str, **options: Any) -> Batches:
+    def _loader(self, name: SplitName, **options: Any) -> Batches:
         batches = self._batches(name, **options)
         batches.features = self._features.get(name)
         self._loaders.append((name, batches))
@@ -249,7 +251,7 @@ class ImageData(L.LightningDataModule):
 
     def _batches(
         self,
-        name: str,
+        name: SplitName,
         augment: bool = False,
         shuffle: bool = False,
         epoch: Callable[[], int] | None = None,

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from platformdirs import user_cache_path
 
-from lightconv.data.base import ImageData, Split, Stage
+from lightconv.data.base import SPLIT_NAMES, ImageData, Split, SplitName, Stage
 from lightconv.data.decoding import FITS, Fit
 from lightconv.data.disk import cache_on_disk
 from lightconv.data.listing import Entry, assign_splits, list_class_folders, read_table
@@ -153,9 +153,9 @@ class ImageFolder(ImageData):
     def setup(self, stage: str) -> None:
         """Read the splits of a stage, and check that each of them and, to train, each class has an image."""
         super().setup(stage)
-        needed: tuple[str, ...] = ("test",)
+        needed: tuple[SplitName, ...] = ("test",)
         if stage == "fit":
-            needed = ("train", "validation", "test")
+            needed = SPLIT_NAMES
         elif stage == "validate":
             needed = ("validation",)
         for name in needed:

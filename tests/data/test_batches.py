@@ -14,7 +14,7 @@ def seen(iterable):
     return [(x.flatten().tolist(), y.tolist()) for x, y in iterable]
 
 
-def test_every_image_once_an_epoch_with_its_own_label():
+def test_every_image_once_per_epoch():
     loader = batches(transform=lambda x, g: x)
     assert len(loader) == 3
     labels = [label for _, y in loader for label in y.tolist()]
@@ -32,7 +32,7 @@ def test_epochs_differ_and_seeds_repeat():
     assert epochs[0] != seen(batches(seed=2))
 
 
-def test_order_does_not_depend_on_the_global_generator():
+def test_order_ignores_the_global_seed():
     torch.manual_seed(1)
     expected = seen(batches())
     torch.manual_seed(2)
@@ -40,7 +40,7 @@ def test_order_does_not_depend_on_the_global_generator():
 
 
 @pytest.mark.parametrize("stop", [0, 1, 2, 3])
-def test_goes_on_in_the_middle_of_an_epoch(stop):
+def test_resume_within_an_epoch(stop):
     epoch = 5
     whole = seen(batches(epoch=lambda: epoch))
     iterator = iter(interrupted := batches(epoch=lambda: epoch))
@@ -50,7 +50,7 @@ def test_goes_on_in_the_middle_of_an_epoch(stop):
     assert seen(begun) + seen(resumed) == whole
 
 
-def test_a_stored_position_is_not_used_for_another_epoch():
+def test_stored_position_of_another_epoch():
     stored = batches(epoch=lambda: 3)
     next(iter(stored))
     fresh = batches(epoch=lambda: 4)

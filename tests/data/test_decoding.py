@@ -19,7 +19,7 @@ def difference(ours, theirs):
 
 
 @pytest.mark.parametrize("name", ODD, ids=ascii)
-def test_odd_files_show_what_is_to_be_seen(tmp_path, name):
+def test_odd_files(tmp_path, name):
     write, seen = ODD[name]
     write(tmp_path / name)
     image = decode(tmp_path / name, SIDE)
@@ -29,14 +29,14 @@ def test_odd_files_show_what_is_to_be_seen(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_files_are_told_apart(tmp_path, name):
+def test_reasons_of_bad_files(tmp_path, name):
     write, reason = BAD[name]
     write(tmp_path / name)
     with pytest.raises(UnreadableError, match=reason):
         decode(tmp_path / name, SIDE)
 
 
-def test_a_missing_file_is_told(tmp_path):
+def test_missing_file(tmp_path):
     with pytest.raises(UnreadableError, match="No such file"):
         decode(tmp_path / "missing.jpg", SIDE)
 
@@ -54,20 +54,20 @@ def test_a_missing_file_is_told(tmp_path):
         (8, "ROTATE_270"),
     ],
 )
-def test_every_orientation_is_put_upright(tmp_path, orientation, stored):
+def test_orientations(tmp_path, orientation, stored):
     upright = photograph(size=(30, 30))
     turned = upright.transpose(Image.Transpose[stored]) if stored else upright
     sideways(orientation, turned)(tmp_path / "turned.png")
     assert torch.equal(decode(tmp_path / "turned.png", 30), pixels(upright))
 
 
-def test_all_of_16_bits_is_scaled_and_nothing_clipped(tmp_path):
+def test_sixteen_bits_are_scaled(tmp_path):
     values = np.arange(256, dtype=np.uint16).reshape(16, 16)
     save(Image.fromarray(values * 257))(tmp_path / "all.png")
     assert torch.equal(decode(tmp_path / "all.png", 16)[0], torch.from_numpy(values.astype(np.uint8)))
 
 
-def test_crop_cuts_both_ends_of_the_longer_side_and_squash_nothing(tmp_path):
+def test_crop_and_squash(tmp_path):
     stripes = np.zeros((8, 32, 3), np.uint8)
     stripes[:, :8], stripes[:, 24:] = (255, 0, 0), (0, 0, 255)
     save(Image.fromarray(stripes))(tmp_path / "stripes.png")
@@ -77,7 +77,7 @@ def test_crop_cuts_both_ends_of_the_longer_side_and_squash_nothing(tmp_path):
     assert squashed[:, 4, -1].tolist() == [0, 0, 255]
 
 
-def test_a_large_photograph_is_scaled_down_while_it_is_decoded_and_looks_the_same(tmp_path, monkeypatch):
+def test_large_jpeg_is_scaled_while_decoding(tmp_path, monkeypatch):
     save(TEMPLE, "JPEG", quality=95)(tmp_path / "large.jpg")
     save(TEMPLE)(tmp_path / "large.png")
     sizes = []
@@ -89,7 +89,7 @@ def test_a_large_photograph_is_scaled_down_while_it_is_decoded_and_looks_the_sam
 
 
 @pytest.mark.parametrize("kept", [0.3, 0.6, 0.9, 0.99])
-def test_a_truncated_photograph_is_noticed_when_it_is_scaled_down_too(tmp_path, kept):
+def test_truncated_jpeg_is_noticed_while_scaling(tmp_path, kept):
     save(TEMPLE, "JPEG")(tmp_path / "whole.jpg")
     whole = (tmp_path / "whole.jpg").read_bytes()
     (tmp_path / "part.jpg").write_bytes(whole[: int(kept * len(whole))])

@@ -53,7 +53,7 @@ def decoded(monkeypatch):
 
 
 @pytest.mark.parametrize("cache", ["memory", "disk", "none"])
-def test_every_image_is_in_one_split_with_the_label_of_its_folder(colours, cache):
+def test_every_image_is_in_one_split(colours, cache):
     data = folder(colours, cache=cache)
     data.setup("fit")
     assert data.classes == ("a", "b")
@@ -64,7 +64,7 @@ def test_every_image_is_in_one_split_with_the_label_of_its_folder(colours, cache
         assert len(set(Counter(label for label, _, _ in part).values())) == 1
 
 
-def test_all_caches_give_the_same_batches(tmp_path):
+def test_caches_give_equal_batches(tmp_path):
     root = write_photographs(tmp_path / "photographs", 6)
     batches = {}
     for cache in ("memory", "disk", "none"):
@@ -78,7 +78,7 @@ def test_all_caches_give_the_same_batches(tmp_path):
             assert torch.equal(ours[1], theirs[1])
 
 
-def test_stored_images_are_indexed_as_a_tensor_is():
+def test_stored_images_are_indexed_like_a_tensor():
     whole = torch.arange(40, dtype=torch.uint8).view(10, 1, 2, 2)
     rows = torch.tensor([7, 1, 9, 3])
     images, expected = StoredImages(lambda chosen: whole[chosen], rows), whole[rows]
@@ -90,7 +90,7 @@ def test_stored_images_are_indexed_as_a_tensor_is():
     assert len(images) == 4
 
 
-def test_bad_files_are_left_out_and_named(tmp_path):
+def test_bad_files_are_skipped_with_a_warning(tmp_path):
     root = write_photographs(tmp_path / "photographs")
     write_odd_files(root / "flower")
     data = folder(root, image_size=16)
@@ -105,19 +105,19 @@ def test_bad_files_are_left_out_and_named(tmp_path):
     assert f"and {len(BAD) - 20} more" in warning
 
 
-def test_names_of_bad_files_stay_on_their_line(colours):
+def test_name_with_newline_stays_on_its_line(colours):
     (colours / "a" / "two\nlines.jpg").write_bytes(b"")
     with pytest.warns(InputWarning, match=r"'a/two\\nlines.jpg': empty"):
         folder(colours).setup("fit")
 
 
-def test_the_first_bad_file_stops_who_wants_it(colours, decoded):
+def test_on_error_raise(colours, decoded):
     (colours / "a" / "00.jpg").write_bytes(b"")
     with pytest.raises(InputError, match=r"00.jpg: empty\. .* data.on_error=skip"):
         folder(colours, on_error="raise").setup("fit")
 
 
-def test_a_bad_file_moves_hardly_any_other(colours):
+def test_bad_file_moves_few_others(colours):
     before = {name: seen(folder(colours), name) for name in ("train", "validation", "test")}
     (colours / "a" / "7.png").write_bytes(b"")
     after = {name: seen(folder(colours), name) for name in before}
@@ -125,17 +125,17 @@ def test_a_bad_file_moves_hardly_any_other(colours):
     assert not after["test"] & before["train"]
 
 
-def test_the_seed_of_a_run_does_not_change_the_split_and_split_seed_does(colours):
+def test_only_split_seed_changes_the_split(colours):
     assert seen(folder(colours, seed=1), "test") == seen(folder(colours, seed=2), "test")
     assert seen(folder(colours, split_seed=1), "test") != seen(folder(colours), "test")
 
 
-def test_a_moved_folder_is_split_in_the_same_way(colours, tmp_path):
+def test_moved_folder_keeps_its_split(colours, tmp_path):
     before = seen(folder(colours), "test")
     assert seen(folder(colours.rename(tmp_path / "moved")), "test") == before
 
 
-def test_given_splits_are_used_and_what_is_only_for_testing_is_read_alone(tmp_path, decoded):
+def test_split_folders_are_read_separately(tmp_path, decoded):
     root = tmp_path / "set"
     write_colours(root / "train", a=8, b=8)
     write_colours(root / "test", a=3, b=3)
@@ -147,7 +147,7 @@ def test_given_splits_are_used_and_what_is_only_for_testing_is_read_alone(tmp_pa
     assert len(decoded) == 6
 
 
-def test_a_table_labels_files(colours, tmp_path):
+def test_labels_from_a_table(colours, tmp_path):
     rows = [f"{name}/{number}.png,{'even' if number % 2 == 0 else 'odd'}" for name in "ab" for number in range(20)]
     (tmp_path / "labels.csv").write_text("\n".join(["path,label", *rows, "a/missing.png,odd"]))
     data = folder(colours, labels=tmp_path / "labels.csv")
@@ -157,7 +157,7 @@ def test_a_table_labels_files(colours, tmp_path):
     assert data.bad_files == {"a/missing.png": "No such file or directory"}
 
 
-def test_classes_that_are_given_keep_their_numbers(colours):
+def test_class_order(colours):
     data = folder(colours, classes=["c", "b", "a"])
     assert data.classes == ("c", "b", "a")
     data.setup("test")
@@ -169,7 +169,7 @@ def test_classes_that_are_given_keep_their_numbers(colours):
     assert folder(None, classes=["a"]).classes == ("a",)  # wherever the folder has gone
 
 
-def test_fewer_training_images_are_chosen_without_reading_them(colours, decoded):
+def test_training_images_are_chosen_unread(colours, decoded):
     data = folder(colours, cache="none", training_images=4)
     data.setup("fit")
     assert len(decoded) == 40
@@ -178,7 +178,7 @@ def test_fewer_training_images_are_chosen_without_reading_them(colours, decoded)
     assert len(decoded) == 44
 
 
-def test_testing_asks_for_no_training_images(colours):
+def test_testing_needs_no_training_images(colours):
     data = folder(colours, training_images=100)
     data.setup("test")
     assert len(data.split("test")[1]) == 6
@@ -186,7 +186,7 @@ def test_testing_asks_for_no_training_images(colours):
         data.split("train")
 
 
-def test_preprocessing_decides_size_and_normalisation(colours, tmp_path):
+def test_preprocessing(colours, tmp_path):
     preprocessing = Preprocessing(image_size=5, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     data = folder(colours, preprocessing=preprocessing)
     assert data.image_shape == (3, 5, 5)
@@ -197,20 +197,20 @@ def test_preprocessing_decides_size_and_normalisation(colours, tmp_path):
     assert ImageFolder().image_shape == (3, 224, 224)
 
 
-def test_a_class_without_images_is_told(colours):
+def test_class_of_bad_files(colours):
     for path in (colours / "b").iterdir():
         path.write_bytes(b"")
     with pytest.raises(InputError, match="class b has 20 files, of which 20 give no image"):
         folder(colours).setup("fit")
 
 
-def test_a_class_with_too_few_images_is_told(colours):
+def test_class_with_too_few_images(colours):
     write_colours(colours, a=20, b=20, c=2)
     with pytest.raises(InputError, match="class c has 2 files, of which 0 give no image, and none is left to train on"):
         folder(colours).setup("fit")
 
 
-def test_a_folder_without_any_image_is_told(tmp_path):
+def test_folder_without_images(tmp_path):
     (tmp_path / "set/a").mkdir(parents=True)
     with pytest.raises(InputError, match="none of 0 files gives an image"):
         folder(tmp_path / "set").setup("fit")
@@ -219,7 +219,7 @@ def test_a_folder_without_any_image_is_told(tmp_path):
         folder(tmp_path / "set").setup("fit")
 
 
-def test_a_split_whose_files_are_all_bad_is_told_and_not_replaced(tmp_path):
+def test_split_of_bad_files_is_not_replaced(tmp_path):
     write_colours(tmp_path / "set/train", a=8, b=8)
     for name in "ab":
         (tmp_path / "set/val" / name).mkdir(parents=True)
@@ -228,7 +228,7 @@ def test_a_split_whose_files_are_all_bad_is_told_and_not_replaced(tmp_path):
         folder(tmp_path / "set").setup("fit")
 
 
-def test_all_images_of_another_folder_can_be_tested_with(colours):
+def test_all_images_for_testing(colours):
     data = folder(colours, test=1)
     data.setup("test")
     assert len(data.split("test")[1]) == 40
@@ -236,7 +236,7 @@ def test_all_images_of_another_folder_can_be_tested_with(colours):
         folder(colours, test=1).setup("fit")
 
 
-def test_a_file_that_goes_bad_while_a_run_decodes_anew_is_named(colours):
+def test_file_turns_bad_during_a_run(colours):
     data = folder(colours, cache="none")
     data.setup("fit")
     for path in colours.rglob("*.png"):
@@ -257,22 +257,22 @@ def test_a_file_that_goes_bad_while_a_run_decodes_anew_is_named(colours):
         ({"test": 1.5}, "test=1.5"),
     ],
 )
-def test_settings_out_of_range_are_told(options, words):
+def test_settings_out_of_range(options, words):
     with pytest.raises(InputError, match=words):
         folder(None, **options)
 
 
-def test_images_that_do_not_fit_into_memory_are_told(colours):
+def test_images_larger_than_memory(colours):
     with pytest.raises(InputError, match=r"do not fit into memory: choose data.cache=disk or none"):
         folder(colours, image_size=10**8).setup("fit")
 
 
-def test_no_folder_at_all_is_told():
+def test_no_folder():
     with pytest.raises(InputError, match=r"data.root=FOLDER, or data.labels=FILE.csv"):
         folder(None).setup("fit")
 
 
-def test_many_files_are_decoded_in_their_order(tmp_path):
+def test_many_files_keep_their_order(tmp_path):
     root = write_colours(tmp_path / "set", a=200, b=200)
     data = folder(root, workers=4)
     data.setup("fit")

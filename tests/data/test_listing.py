@@ -30,7 +30,7 @@ def write_table(tmp_path, text):
     return tmp_path / "labels.csv"
 
 
-def test_sub_folders_are_classes_at_any_depth_and_clutter_is_passed_over(tmp_path):
+def test_class_folders_without_clutter(tmp_path):
     touch(tmp_path, "b/1.jpg", "b/deep/er/2.jpg", "b/notes.txt", "a/1.jpg", "README.txt", ".git/config", "__MACOSX/b/1")
     touch(tmp_path, *(f"b/{name}" for name in CLUTTER), "b/.thumbnails/1.jpg")
     classes, files = list_class_folders(tmp_path)
@@ -43,7 +43,7 @@ def test_sub_folders_are_classes_at_any_depth_and_clutter_is_passed_over(tmp_pat
     ]
 
 
-def test_links_are_followed_but_not_in_a_circle(tmp_path):
+def test_links_in_a_circle(tmp_path):
     touch(tmp_path, "elsewhere/1.jpg", "set/b/2.jpg")
     (tmp_path / "set/a").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere/again").symlink_to(tmp_path / "elsewhere")
@@ -52,14 +52,14 @@ def test_links_are_followed_but_not_in_a_circle(tmp_path):
 
 
 @pytest.mark.parametrize("validation", ["val", "valid", "validation"])
-def test_folders_named_after_splits_are_splits(tmp_path, validation):
+def test_split_folders(tmp_path, validation):
     touch(tmp_path, "train/a/1.jpg", "train/b/2.jpg", f"{validation}/a/3.jpg", "test/b/4.jpg")
     classes, files = list_class_folders(tmp_path)
     assert classes == ["a", "b"]
     assert {(e.label, e.split) for e in files} == {("a", "train"), ("b", "train"), ("a", "validation"), ("b", "test")}
 
 
-def test_a_class_may_be_named_like_a_split_among_others(tmp_path):
+def test_class_named_like_a_split(tmp_path):
     touch(tmp_path, "train/1.jpg", "bus/2.jpg")
     assert list_class_folders(tmp_path)[0] == ["bus", "train"]
 
@@ -67,13 +67,13 @@ def test_a_class_may_be_named_like_a_split_among_others(tmp_path):
 @pytest.mark.parametrize(
     ("files", "words"), [([], "is no folder"), (["1.jpg"], "no sub-folders"), (["train/1.jpg"], "in")]
 )
-def test_a_folder_without_classes_is_told(tmp_path, files, words):
+def test_folder_without_classes(tmp_path, files, words):
     touch(tmp_path / "set", *files) if files else None
     with pytest.raises(InputError, match=words):
         list_class_folders(tmp_path / "set")
 
 
-def test_a_table_names_files_labels_and_splits(tmp_path):
+def test_table_of_files_labels_and_splits(tmp_path):
     file = write_table(tmp_path, f'\ufeffpath,label,split\n1.jpg,b,train\n{tmp_path}/2.jpg, a,val\n"x,y.jpg",a,test\n')
     classes, files = read_table(file, None)
     assert classes == ["a", "b"]
@@ -101,12 +101,12 @@ def test_a_table_names_files_labels_and_splits(tmp_path):
         ('path,label\n"1.jpg,a\n', "cannot be read as a CSV"),
     ],
 )
-def test_mistakes_in_a_table_are_told_with_their_line(tmp_path, text, words):
+def test_mistakes_in_a_table(tmp_path, text, words):
     with pytest.raises(InputError, match=words):
         read_table(write_table(tmp_path, text), None)
 
 
-def test_a_table_that_is_missing_or_no_text_is_told(tmp_path):
+def test_unreadable_table(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         read_table(tmp_path / "missing.csv", None)
     (tmp_path / "labels.csv").write_bytes("path,label\nö.jpg,a\n".encode("latin-1"))
@@ -114,7 +114,7 @@ def test_a_table_that_is_missing_or_no_text_is_told(tmp_path):
         read_table(tmp_path / "labels.csv", None)
 
 
-def test_splits_have_each_class_in_proportion_and_every_file_once():
+def test_splits_are_stratified_and_disjoint():
     files = entries(100) + entries(40, "b") + entries(3, "c")
     splits = assign_splits(files, SHARES, 0)
     assert sorted(position for positions in splits.values() for position in positions) == list(range(143))
@@ -124,7 +124,7 @@ def test_splits_have_each_class_in_proportion_and_every_file_once():
     assert counts == {"train": [70, 28, 1], "validation": [15, 6, 1], "test": [15, 6, 1]}
 
 
-def test_splits_depend_on_names_and_seed_alone():
+def test_splits_depend_on_names_and_seed():
     files = entries(100)
     expected = named(files, assign_splits(files, SHARES, 0))
     assert named(files[::-1], assign_splits(files[::-1], SHARES, 0)) == expected
@@ -132,7 +132,7 @@ def test_splits_depend_on_names_and_seed_alone():
 
 
 @pytest.mark.parametrize("gone", [0, 17, 50, 99])
-def test_a_file_that_comes_or_goes_moves_one_at_most_across_each_border_and_none_from_training_to_testing(gone):
+def test_removed_file_moves_one_file_per_border(gone):
     files = entries(100)
     fewer = files[:gone] + files[gone + 1 :]
     with_it, without = named(files, assign_splits(files, SHARES, 0)), named(fewer, assign_splits(fewer, SHARES, 0))
@@ -142,7 +142,7 @@ def test_a_file_that_comes_or_goes_moves_one_at_most_across_each_border_and_none
     assert not without["train"] & with_it["test"]
 
 
-def test_given_splits_stay_and_only_those_missing_are_set_apart():
+def test_existing_splits_stay():
     files = [*entries(20), Entry("t.jpg", Path("t.jpg"), "a", "test")]
     splits = assign_splits(files, {"validation": 0.2}, 0)
     assert splits["test"] == [20]
@@ -150,7 +150,7 @@ def test_given_splits_stay_and_only_those_missing_are_set_apart():
     assert len(splits["train"]) == 16
 
 
-def test_names_that_are_no_text_have_a_place_too(tmp_path):
+def test_name_that_is_no_text(tmp_path):
     (tmp_path / "a").mkdir()
     with open(os.fsencode(tmp_path) + b"/a/\xff.jpg", "wb"):
         pass

@@ -17,7 +17,7 @@ def idx_folder(tmp_path):
     return write_idx_folder(tmp_path / "files")
 
 
-def test_digits_are_split_without_overlap_and_in_proportion():
+def test_digits_split():
     splits = {name: Digits().split(name) for name in ("train", "validation", "test")}
     assert {name: len(labels) for name, (_, labels) in splits.items()} == {
         "train": 1257,
@@ -33,11 +33,11 @@ def test_digits_are_split_without_overlap_and_in_proportion():
         assert (shares - 0.1).abs().max() < 0.01
 
 
-def test_the_split_does_not_depend_on_the_seed():
+def test_split_ignores_the_seed():
     assert torch.equal(Digits(seed=1).split("test")[0], Digits(seed=2).split("test")[0])
 
 
-def test_digits_constants_are_those_of_the_training_images():
+def test_digits_mean_and_std():
     images = Digits().split("train")[0].float() / 255
     assert images.mean().item() == pytest.approx(Digits.mean[0], abs=1e-3)
     assert images.std().item() == pytest.approx(Digits.std[0], abs=1e-3)
@@ -47,7 +47,7 @@ def test_digits_constants_are_those_of_the_training_images():
 
 @pytest.mark.parametrize("gzipped", [False, True])
 @pytest.mark.parametrize("layout", ["", "raw", "FashionMNIST/raw"])
-def test_a_folder_of_idx_files_is_taken_as_it_is(tmp_path, gzipped, layout):
+def test_idx_layouts(tmp_path, gzipped, layout):
     write_idx_folder(tmp_path / layout, gzipped)
     data = FashionMNIST(tmp_path, validation=50)
     data.setup("fit")
@@ -66,7 +66,7 @@ def test_equals_torchvisions_reader(tmp_path):
     assert torch.equal(labels, theirs.targets)
 
 
-def test_fitting_does_not_touch_the_test_files(idx_folder):
+def test_fit_reads_no_test_files(idx_folder):
     for path in idx_folder.glob("t10k*"):
         path.unlink()
     data = MNIST(idx_folder, validation=50)
@@ -75,7 +75,7 @@ def test_fitting_does_not_touch_the_test_files(idx_folder):
         data.setup("test")
 
 
-def test_a_missing_folder_says_what_was_looked_for_and_how_to_get_it(tmp_path):
+def test_missing_files_and_remedies(tmp_path):
     with pytest.raises(InputError) as error:
         FashionMNIST(tmp_path / "nowhere").setup("fit")
     for words in ("train-images-idx3-ubyte", str(tmp_path / "nowhere"), "data.download=true", "dataset-fashion-mnist"):
@@ -91,7 +91,7 @@ def test_a_missing_folder_says_what_was_looked_for_and_how_to_get_it(tmp_path):
         (idx(np.zeros((199, 28, 28), np.uint8)), "199 images but 200 labels"),
     ],
 )
-def test_damaged_files_are_named_and_kept(idx_folder, content, words):
+def test_damaged_files_are_kept(idx_folder, content, words):
     path = idx_folder / "train-images-idx3-ubyte"
     path.write_bytes(content)
     with pytest.raises(InputError, match=words):
@@ -99,7 +99,7 @@ def test_damaged_files_are_named_and_kept(idx_folder, content, words):
     assert path.read_bytes() == content
 
 
-def test_a_truncated_gzip_is_named(tmp_path):
+def test_truncated_gzip(tmp_path):
     write_idx_folder(tmp_path, gzipped=True)
     path = tmp_path / "train-labels-idx1-ubyte.gz"
     path.write_bytes(path.read_bytes()[:-10])
@@ -107,7 +107,7 @@ def test_a_truncated_gzip_is_named(tmp_path):
         MNIST(tmp_path, validation=50).setup("fit")
 
 
-def test_download_is_asked_of_torchvision_only_when_needed(idx_folder, tmp_path, monkeypatch):
+def test_download_only_if_needed(idx_folder, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
         torchvision.datasets.MNIST, "__init__", lambda self, root, download: asked.append((root, download))
@@ -120,7 +120,7 @@ def test_download_is_asked_of_torchvision_only_when_needed(idx_folder, tmp_path,
 
 
 @pytest.mark.parametrize("validation", [5, 195, 1000])
-def test_an_impossible_validation_part_is_told(idx_folder, validation):
+def test_impossible_validation_size(idx_folder, validation):
     with pytest.raises(InputError, match="cannot set"):
         MNIST(idx_folder, validation=validation).setup("fit")
 
@@ -146,7 +146,7 @@ def cifar_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("as_itself", [True, False])
-def test_cifar10_folder_is_taken_as_it_is(cifar_folder, as_itself):
+def test_cifar10_layouts(cifar_folder, as_itself):
     data = CIFAR10(cifar_folder if as_itself else cifar_folder.parent, validation=20)
     data.setup("fit")
     images, _ = data.split("train")
@@ -156,19 +156,19 @@ def test_cifar10_folder_is_taken_as_it_is(cifar_folder, as_itself):
     assert torch.equal(data.split("test")[0], torch.from_numpy(theirs.data).permute(0, 3, 1, 2))
 
 
-def test_a_damaged_cifar10_is_told_and_kept(cifar_folder):
+def test_damaged_cifar10_is_kept(cifar_folder):
     (cifar_folder / "data_batch_3").write_bytes(b"x")
     with pytest.raises(InputError, match=r"data\.download=true"):
         CIFAR10(cifar_folder, validation=20).setup("fit")
     assert (cifar_folder / "data_batch_3").read_bytes() == b"x"
 
 
-def test_a_batch_needs_an_image():
+def test_batch_size_zero():
     with pytest.raises(InputError, match="batch_size=0"):
         Digits(batch_size=0)
 
 
-def test_images_become_what_pretrained_weights_expect():
+def test_preprocessing_of_pretrained_weights():
     preprocessing = Preprocessing(image_size=40, mean=(0.4, 0.5, 0.6), std=(0.1, 0.2, 0.3))
     data = Digits(preprocessing=preprocessing)
     assert data.image_shape == (3, 40, 40)
@@ -181,7 +181,7 @@ def test_images_become_what_pretrained_weights_expect():
     assert Digits.image_shape == (1, 28, 28)
 
 
-def test_fewer_training_images_keep_the_classes_in_proportion_and_the_other_splits_whole():
+def test_training_images_are_stratified():
     data, whole = Digits(training_images=200), Digits()
     images, labels = data.split("train")
     assert len(images) == len(labels) == 200

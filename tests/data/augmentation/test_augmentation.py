@@ -8,11 +8,11 @@ from lightconv.errors import InputError
 IMAGES = torch.rand(64, 2, 6, 8, generator=torch.Generator().manual_seed(0))
 
 
-def test_does_nothing_by_default():
+def test_identity_by_default():
     assert Augmentation()(IMAGES, seeded_generator(0)) is IMAGES
 
 
-def test_mirrors_about_the_asked_share_exactly():
+def test_flip_probability():
     varied = Augmentation(flip=0.5)(IMAGES, seeded_generator(0))
     kept = (varied == IMAGES).flatten(1).all(1)
     mirrored = (varied == IMAGES.flip(3)).flatten(1).all(1)
@@ -21,7 +21,7 @@ def test_mirrors_about_the_asked_share_exactly():
     assert torch.equal(Augmentation(flip=1)(IMAGES, seeded_generator(0)), IMAGES.flip(3))
 
 
-def test_crops_are_whole_windows_of_the_padded_image():
+def test_crops_are_windows_of_the_padded_image():
     varied = Augmentation(crop=1)(IMAGES, seeded_generator(0))
     padded = torch.nn.functional.pad(IMAGES, [1, 1, 1, 1])
     windows = torch.stack([padded[:, :, r : r + 6, c : c + 8] for r in range(3) for c in range(3)])
@@ -30,7 +30,7 @@ def test_crops_are_whole_windows_of_the_padded_image():
     assert hits.any(1).all()  # all nine corners occur among 64 images
 
 
-def test_shift_moves_by_at_most_the_asked_fraction():
+def test_shift_range():
     point = torch.zeros(256, 1, 21, 21)
     point[:, :, 10, 10] = 1
     varied = Augmentation(shift=2 / 21)(point, seeded_generator(0))
@@ -50,7 +50,7 @@ def test_rotation_by_a_right_angle():
     assert varied[:, 0, 2, 4].max() > 0.9
 
 
-def test_scale_is_within_bounds():
+def test_scale_range():
     square = torch.zeros(256, 1, 40, 40)
     square[:, :, 10:30, 10:30] = 1
     area = Augmentation(scale=0.1)(square, seeded_generator(0)).sum((1, 2, 3)).sqrt() / 20
@@ -66,7 +66,7 @@ EVERYTHING = {
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_same_generator_gives_the_same_images_and_each_its_own(channels, device):
+def test_generator_determines_each_image(channels, device):
     images = IMAGES[:1, :1].expand(8, channels, -1, -1).to(device)
     augmentation = Augmentation(**EVERYTHING)
     torch.manual_seed(1)
@@ -85,20 +85,20 @@ def test_every_setting_changes_something(name):
 
 
 @pytest.mark.parametrize("name", EVERYTHING)
-def test_what_is_said_of_it_tells_every_setting(name):
+def test_repr_has_every_setting(name):
     # features of augmented images are kept on disk under these words
     assert repr(Augmentation(**EVERYTHING)) == repr(Augmentation(**EVERYTHING))
     assert repr(Augmentation(**EVERYTHING)) != repr(Augmentation(**{k: v for k, v in EVERYTHING.items() if k != name}))
 
 
-def test_images_are_not_changed_in_place():
+def test_input_is_unchanged():
     images = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     before = images.clone()
     Augmentation(**EVERYTHING)(images, seeded_generator(0))
     assert torch.equal(images, before)
 
 
-def test_evaluation_sees_the_images_as_they_are():
+def test_evaluation_is_not_augmented():
     data, plain = Digits(augmentation=Augmentation(**EVERYTHING)), Digits()
     for loader in ("val_dataloader", "test_dataloader", "predict_dataloader"):
         ours, theirs = next(iter(getattr(data, loader)())), next(iter(getattr(plain, loader)()))
@@ -114,6 +114,6 @@ def test_evaluation_sees_the_images_as_they_are():
         {"crop_area": [0.5, 1.5]}, {"crop_area": [0.5]}, {"crop_aspect": [0, 1]}, {"padding_mode": "mirror"},
     ],
 )  # fmt: skip
-def test_what_is_out_of_range_is_told(options):
+def test_out_of_range(options):
     with pytest.raises(InputError, match=next(iter(options))):
         Augmentation(**options)

@@ -20,7 +20,7 @@ GREY = COLOURED[:, :1]
     ],
 )
 @pytest.mark.parametrize("largest", [0.2, 1.0])
-def test_factors_are_drawn_per_image_and_applied_as_by_torchvision(images, name, row, theirs, largest):
+def test_factors_equal_torchvision_per_image(images, name, row, theirs, largest):
     factors = 1 + largest * (2 * torch.rand(5, len(images), generator=seeded_generator(0))[row] - 1)
     expected = [theirs(image, factor) for image, factor in zip(images, factors.tolist(), strict=True)]
     torch.testing.assert_close(Augmentation(**{name: largest})(images, seeded_generator(0)), torch.stack(expected))
@@ -28,13 +28,13 @@ def test_factors_are_drawn_per_image_and_applied_as_by_torchvision(images, name,
 
 
 @pytest.mark.parametrize("images", [COLOURED, GREY], ids=["coloured", "grey"])
-def test_hues_are_drawn_per_image_and_turned_as_by_torchvision(images):
+def test_hue_equals_torchvision_per_image(images):
     turns = 0.5 * (2 * torch.rand(5, len(images), generator=seeded_generator(0))[3] - 1)
     expected = [F.adjust_hue(image, turn) for image, turn in zip(images, turns.tolist(), strict=True)]
     torch.testing.assert_close(Augmentation(hue=0.5)(images, seeded_generator(0)), torch.stack(expected))
 
 
-def test_some_images_lose_their_colours():
+def test_grayscale_probability():
     varied = Augmentation(grayscale=0.5)(COLOURED, seeded_generator(0))
     grey = F.rgb_to_grayscale(COLOURED, num_output_channels=3)
     lost = torch.isclose(varied, grey).flatten(1).all(1)
@@ -44,7 +44,7 @@ def test_some_images_lose_their_colours():
     assert torch.equal(Augmentation(grayscale=1)(GREY, seeded_generator(0)), GREY)
 
 
-def test_all_of_them_follow_each_other_and_stay_within_0_and_1():
+def test_order_and_range():
     options = {"brightness": 0.5, "contrast": 0.4, "saturation": 0.3, "hue": 0.2}
     varied = Augmentation(**options)(COLOURED, seeded_generator(0))
     drawn = 2 * torch.rand(5, 16, generator=seeded_generator(0)) - 1
@@ -58,7 +58,7 @@ def test_all_of_them_follow_each_other_and_stay_within_0_and_1():
     assert varied.max() <= 1
 
 
-def test_images_of_other_channels_have_brightness_and_contrast():
+def test_two_channels():
     infrared = COLOURED[:, :2]
     varied = Augmentation(brightness=0.2, contrast=0.2, saturation=1, hue=0.5, grayscale=1)(
         infrared, seeded_generator(0)

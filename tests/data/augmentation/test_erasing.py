@@ -18,7 +18,7 @@ def boxes(erased):
         yield top, left, rows.max().item() - top + 1, columns.max().item() - left + 1
 
 
-def test_a_rectangle_of_each_image_is_replaced_as_torchvision_does():
+def test_erase_equals_torchvision():
     erased = erase(IMAGES, 1.0, seeded_generator(0))
     for (top, left, height, width), image, before in zip(boxes(erased), erased, IMAGES, strict=True):
         noise = image[:, top : top + height, left : left + width]
@@ -27,7 +27,7 @@ def test_a_rectangle_of_each_image_is_replaced_as_torchvision_does():
     assert kstest(everywhere[::50].numpy(), "uniform").pvalue > 0.01
 
 
-def test_rectangles_are_as_large_as_torchvisions_and_anywhere():
+def test_rectangles_distributed_as_torchvision():
     torch.manual_seed(0)
     theirs = RandomErasing(scale=(0.02, 1 / 3), ratio=(0.3, 1 / 0.3), value=0)
     expected = [theirs.make_params([IMAGES[0]]) for _ in range(2000)]
@@ -36,7 +36,7 @@ def test_rectangles_are_as_large_as_torchvisions_and_anywhere():
         assert kstest(ours, [box[name] for box in expected]).statistic < 0.06
 
 
-def test_the_asked_share_is_erased_and_the_others_stay():
+def test_erasing_probability():
     erased = Augmentation(erasing=0.25)(IMAGES, seeded_generator(0))
     touched = (erased != IMAGES).flatten(1).any(1)
     assert 70 < touched.sum() < 130

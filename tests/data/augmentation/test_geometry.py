@@ -49,13 +49,13 @@ def first_release(images, generator, flip=0.0, crop=0, rotation=0.0, scale=0.0, 
     ],
     ids=str,
 )
-def test_the_recipes_of_the_first_release_have_the_same_bits(options):
+def test_bits_of_the_first_release(options):
     for seed in range(3):
         expected = first_release(SQUARE, seeded_generator(seed), **options)
         assert torch.equal(Augmentation(**options)(SQUARE, seeded_generator(seed)), expected)
 
 
-def test_mirrors_and_crops_come_to_the_same_within_a_resampling():
+def test_whole_pixels_equal_resampling():
     options = {"flip": 0.5, "vertical_flip": 0.5, "crop": 3}
     whole = Augmentation(**options)(WIDE, seeded_generator(0))
     resampled = Augmentation(**options, rotation=1e-9)(WIDE, seeded_generator(0))
@@ -81,7 +81,7 @@ STILL = {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0]} |
 
 
 @pytest.mark.parametrize("images", [SQUARE, WIDE], ids=["square", "wide"])
-def test_rotations_scales_and_shears_are_torchvisions(images):
+def test_rotation_scale_and_shear_equal_torchvision(images):
     for ours, image, angle, *_ in drawn(images, rotation=40):
         assert_equal(ours, F.affine(image, **STILL | {"angle": -40 * angle}))
     for ours, image, _, scale, *_ in drawn(images, scale=0.3):
@@ -90,7 +90,7 @@ def test_rotations_scales_and_shears_are_torchvisions(images):
         assert_equal(ours, F.affine(image, **STILL | {"shear": [30 * slant, 0.0]}))
 
 
-def test_shifts_are_torchvisions():
+def test_shift_equals_torchvision():
     for ours, image, _, _, x, y, *_ in drawn(WIDE, shift=0.5):
         # torchvision rounds to whole pixels, so each side is looked at between two of them
         columns, rows = -0.5 * x * 30, -0.5 * y * 18
@@ -108,7 +108,7 @@ def test_shifts_are_torchvisions():
         assert_equal(ours, expected)
 
 
-def test_a_squeeze_keeps_the_area():
+def test_squeeze_keeps_the_area():
     squeezed = Augmentation(squeeze=1)
     sources = squeezed.geometry.draw_maps(2000, (28, 28), seeded_generator(0))
     across, down = sources[:, 0, 0], sources[:, 1, 1]
@@ -119,7 +119,7 @@ def test_a_squeeze_keeps_the_area():
     assert not sources[:, [0, 1], [1, 0]].any()
 
 
-def test_all_moves_share_one_resampling_and_come_in_the_documented_order(monkeypatch):
+def test_order_of_moves_in_one_resampling(monkeypatch):
     def homogeneous(upper, lower):
         return torch.tensor([upper, lower, [0, 0, 1]], dtype=torch.float64)
 
@@ -156,7 +156,7 @@ def test_all_moves_share_one_resampling_and_come_in_the_documented_order(monkeyp
     assert len(calls) == 1
 
 
-def test_a_part_is_cut_out_and_enlarged_as_by_torchvision():
+def test_crop_area_equals_torchvision():
     image, size = SQUARE[:1, :, :16, :16], (16, 16)
     augmentation = Augmentation(crop_area=[1 / 4, 1 / 4], crop_aspect=[1, 1])
     varied = augmentation(image.expand(20_000, -1, -1, -1), seeded_generator(0))
@@ -174,7 +174,7 @@ def test_a_part_is_cut_out_and_enlarged_as_by_torchvision():
 
 
 @pytest.mark.parametrize(("area", "aspect"), [((0.08, 1.0), (3 / 4, 4 / 3)), ((0.02, 0.33), (0.3, 3.3))])
-def test_rectangles_are_as_large_as_torchvisions(area, aspect):
+def test_sides_distributed_as_torchvision(area, aspect):
     from torchvision.transforms.v2 import RandomResizedCrop
 
     torch.manual_seed(0)
@@ -185,11 +185,11 @@ def test_rectangles_are_as_large_as_torchvisions(area, aspect):
     assert kstest(ours[:, 1].numpy(), [box["height"] / 400 for box in boxes]).pvalue > 0.01
 
 
-def test_a_rectangle_that_never_fits_is_cut_to_the_image():
+def test_too_large_rectangle_is_clipped():
     assert torch.equal(draw_sides(4, (20, 20), (1.0, 1.0), (2.0, 2.0), seeded_generator(0))[:, 0], torch.ones(4))
 
 
-def test_rectangles_are_made_of_the_pixels_whose_centres_they_hold():
+def test_pixels_inside():
     start, sides = (
         torch.tensor([[0.25, 0.0], [0.26, 0.0], [-1.0, -1.0]]),
         torch.tensor([[0.5, 1.0], [0.5, 0.1], [3, 3.0]]),
@@ -202,12 +202,12 @@ def test_rectangles_are_made_of_the_pixels_whose_centres_they_hold():
 
 @pytest.mark.parametrize(("mode", "edge"), [("zeros", 0.0), ("border", 1.0), ("reflection", 1.0)])
 @pytest.mark.parametrize("options", [{"crop": 4}, {"shift": 0.2, "rotation": 20}], ids=str)
-def test_what_enters_is_what_was_asked_for(mode, edge, options):
+def test_padding_values(mode, edge, options):
     varied = Augmentation(padding_mode=mode, **options)(torch.ones(64, 1, 12, 12), seeded_generator(0))
     assert varied.min() == pytest.approx(edge, abs=1e-5)
 
 
-def test_reflection_shows_the_inside_and_border_the_edge():
+def test_reflection_and_border():
     ramp = torch.arange(12.0).expand(64, 1, 12, 12)
     reflected, edged = (
         Augmentation(crop=4, padding_mode=m)(ramp, seeded_generator(0)) for m in ("reflection", "border")

@@ -21,7 +21,7 @@ def torchvisions(mixing, index, **parameters):
     return [mixing.transform(value, parameters)[1] for value in (IMAGES[pair], parameters["labels"])]
 
 
-def test_mixup_is_torchvisions_with_an_amount_for_each_image():
+def test_mixup_equals_torchvision_per_image():
     mixing = Mixing(mixup=0.4)
     images, labels = mixing(IMAGES, LABELS, seeded_generator(0))
     kept = mixing.draw_masks(64, (12, 20), seeded_generator(0))[:, 0, 0, 0]
@@ -32,7 +32,7 @@ def test_mixup_is_torchvisions_with_an_amount_for_each_image():
         torch.testing.assert_close(labels[index], label)
 
 
-def test_cutmix_is_torchvisions_with_a_rectangle_for_each_image():
+def test_cutmix_equals_torchvision_per_image():
     mixing = Mixing(cutmix=1)
     images, labels = mixing(IMAGES, LABELS, seeded_generator(0))
     for index, kept in enumerate(mixing.draw_masks(64, (12, 20), seeded_generator(0))[:, 0]):
@@ -45,7 +45,7 @@ def test_cutmix_is_torchvisions_with_a_rectangle_for_each_image():
         torch.testing.assert_close(labels[index], label)
 
 
-def test_cutmix_rectangles_are_as_large_as_torchvisions():
+def test_cutmix_distributed_as_torchvision():
     torch.manual_seed(0)
     size = (100, 150)  # torchvision rounds down to whole pixels: not too few of them
     theirs = [CutMix(num_classes=5).make_params([torch.empty(3, *size)])["lam_adjusted"] for _ in range(3000)]
@@ -54,7 +54,7 @@ def test_cutmix_rectangles_are_as_large_as_torchvisions():
 
 
 @pytest.mark.parametrize("parameter", [0.01, 0.2, 1.0, 3.0])
-def test_shares_come_from_the_beta_distribution(parameter):
+def test_beta_distribution(parameter):
     shares = draw_beta(parameter, 5000, seeded_generator(0))
     assert shares.isfinite().all()
     assert shares.mean() == pytest.approx(0.5, abs=0.02)
@@ -62,7 +62,7 @@ def test_shares_come_from_the_beta_distribution(parameter):
         assert kstest(shares.double().clamp(1e-30, 1).numpy(), "beta", (parameter, parameter)).pvalue > 0.01
 
 
-def test_with_both_each_image_has_one_of_them_and_some_neither():
+def test_mixup_and_cutmix_exclude_each_other():
     kept = Mixing(mixup=1, cutmix=1, probability=0.6).draw_masks(4000, (8, 8), seeded_generator(0)).flatten(1)
     untouched = (kept == 1).all(1)
     mixed = ((kept > 0) & (kept < 1)).all(1)
@@ -72,13 +72,13 @@ def test_with_both_each_image_has_one_of_them_and_some_neither():
     assert untouched.float().mean() == pytest.approx(0.4, abs=0.05)  # and some rectangles hold no pixel
 
 
-def test_a_batch_of_one_stays_as_it_is():
+def test_batch_of_one():
     images, labels = Mixing(mixup=1, cutmix=1)(IMAGES[:1], LABELS[:1], seeded_generator(0))
     torch.testing.assert_close(images, IMAGES[:1])
     torch.testing.assert_close(labels, LABELS[:1])
 
 
-def test_training_batches_have_shares_for_labels_and_others_have_classes():
+def test_only_training_labels_are_shares():
     mixing = Mixing(mixup=0.2, cutmix=1)
     data = Digits(mixing=mixing, batch_size=64)
     data.setup("fit")
@@ -97,7 +97,7 @@ def test_training_batches_have_shares_for_labels_and_others_have_classes():
             assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def test_mixing_depends_on_the_seed_alone(device):
+def test_generator_determines_mixing(device):
     images, labels, mixing = IMAGES.to(device), LABELS.to(device), Mixing(mixup=0.2, cutmix=1)
     torch.manual_seed(1)
     once = mixing(images, labels, seeded_generator(3, device=device))
@@ -109,6 +109,6 @@ def test_mixing_depends_on_the_seed_alone(device):
 
 
 @pytest.mark.parametrize("options", [{}, {"mixup": -1, "cutmix": 2}, {"mixup": 0.2, "probability": 1.5}])
-def test_numbers_out_of_range_are_told(options):
+def test_mixing_out_of_range(options):
     with pytest.raises(InputError, match="mixing"):
         Mixing(**options)
