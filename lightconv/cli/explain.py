@@ -3,16 +3,16 @@
 import textwrap
 
 import torch
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from lightconv.cli import tables
-from lightconv.cli.application import instantiate
-from lightconv.cli.settings import check_whole, formatted
+from lightconv.cli.settings import check_integer, tensor_format
 from lightconv.errors import InputError
 from lightconv.operators.backend import use_backend
+from lightconv.runs.build import instantiate
 from lightconv.surgery import Explanation
 from lightconv.surgery import explain as explain_model
 
@@ -28,19 +28,18 @@ def explain(config: DictConfig) -> None:
             f"what={config.what}: lightconv explain is about the layers of a network. Draw augmented training images "
             "with lightconv gallery"
         )
-    layout = formatted(config)
-    check_whole(config, "batch_size")
+    layout = tensor_format(config)
+    check_integer(config, "batch_size")
+    check_integer(config, "channels")
     model = instantiate(config.model)
     preprocessing = getattr(model, "preprocessing", None)
     if config.image_size is None and preprocessing is not None:
-        with open_dict(config):
-            config.image_size = preprocessing.image_size
-    check_whole(config, "image_size")
-    check_whole(config, "channels")
+        side = preprocessing.image_size
+    else:
+        check_integer(config, "image_size")
+        side = config.image_size
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    images = torch.empty(
-        (config.batch_size, config.channels, config.image_size, config.image_size), device=device, **layout
-    )
+    images = torch.empty((config.batch_size, config.channels, side, side), device=device, **layout)
     with use_backend(config.backend):
         show(explain_model(model.to(**layout), images, architecture=config.architecture))
 

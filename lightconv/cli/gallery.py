@@ -10,10 +10,10 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from lightconv import visualize
-from lightconv.cli.application import instantiate
-from lightconv.cli.settings import check_whole
+from lightconv.cli.settings import check_integer
 from lightconv.data import Batches, ImageData
 from lightconv.data.batches import seeded_generator
+from lightconv.runs.build import instantiate
 
 
 def gallery(config: DictConfig) -> None:
@@ -22,8 +22,8 @@ def gallery(config: DictConfig) -> None:
     Raises:
         InputError: If a setting is out of range or the images cannot be read.
     """
-    check_whole(config, "rows")
-    check_whole(config, "columns")
+    check_integer(config, "rows")
+    check_integer(config, "columns")
     data: ImageData = instantiate(config.data)
     data.prepare_data()
     figure = draw(data, config.rows, config.columns, config.seed)

@@ -97,7 +97,7 @@ def test_narrow_terminals_cut_no_words(printed, settings):
 
 def test_long_names_are_broken_at_dots(printed):
     narrow = printed(*DENSENET, "architecture=sm_90", "batch_size=2", width=80)
-    assert "(1) a layer of torch.nn: lightconv.swap changes it" in narrow
+    assert "\n(1) torch.nn layer: lightconv.swap changes it" in narrow
     lines = [line.split() for line in narrow.splitlines()]
     first = lines.index(["backbone.features.denseblock4.", "Conv2d", "torch", "(1)"])
     assert lines[first + 1] == ["denselayer1.conv1"]
