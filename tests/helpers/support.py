@@ -1,12 +1,13 @@
 """Helpers of several tests: PyTorch's own samples, layouts in memory, and equality with torch."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import pytest
 import torch
 import torch.nn.functional as F
-from beartype import BeartypeConf, BeartypeHintOverrides, beartype
+from beartype import BeartypeConf, beartype
 from torch import Tensor
 from torch.testing._internal.common_methods_invocations import op_db
 
@@ -15,9 +16,22 @@ import lightconv as lc
 # importing PyTorch's samples forbids to set torch.backends.cudnn.benchmark, but users may set it
 torch.backends.disable_global_flags.__globals__["__allow_nonbracketed_mutation_flag"] = True
 
-# An int is a float, as everywhere in Python. A string choice is any string: the function itself rejects unknown ones.
-_HINTS = BeartypeHintOverrides({Literal["average", "max", "none"]: str})
-check_types = beartype(conf=BeartypeConf(is_pep484_tower=True, hint_overrides=_HINTS))
+_beartype = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, as everywhere in Python
+
+
+def check_types(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Check annotations at run time, except for `Literal`: tests of unknown choices expect lightconv's InputError."""
+    function.__annotations__ = {name: _without_literals(hint) for name, hint in function.__annotations__.items()}
+    return _beartype(function)
+
+
+def _without_literals(hint: Any) -> Any:
+    """Replace a `Literal`, alone or in a union, by the types of its values."""
+    if get_origin(hint) is Literal:
+        return Union[tuple(type(value) for value in get_args(hint))]  # noqa: UP007
+    if get_origin(hint) in {Union, UnionType}:
+        return Union[tuple(_without_literals(part) for part in get_args(hint))]  # noqa: UP007
+    return hint
 
 
 def opinfo(name: str) -> Any:
