@@ -41,7 +41,7 @@ def read_weights(path: str | Path) -> State:
             f"weights={path}: there is no such file. Choose a file, default (the library's weights, downloaded) or "
             "none (random weights)."
         )
-    content: dict[str, Any] = _read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path)
+    content: dict[str, Any] = read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path)
     # "state_dict" is Lightning's key for the weights, "model" that of other programs
     for wrapper in ("state_dict", "model"):
         if isinstance(content.get(wrapper), dict):
@@ -49,7 +49,7 @@ def read_weights(path: str | Path) -> State:
     return {name: value for name, value in content.items() if isinstance(value, Tensor)}
 
 
-def _read_safetensors(path: Path) -> dict[str, Any]:
+def read_safetensors(path: Path) -> dict[str, Any]:
     """Read a .safetensors file.
 
     Raises:
@@ -101,7 +101,7 @@ def select_weights(weights: State, expected: Mapping[str, Tensor], source: str) 
 
 
 def check_shapes(weights: State, expected: Mapping[str, Tensor], source: str) -> None:
-    """Check that weights have the shapes of a network's state dict.
+    """Check the shapes of weights against a network's state dict.
 
     Args:
         weights: tensors by name.

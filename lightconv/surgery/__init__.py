@@ -1,4 +1,4 @@
-"""Rewrite a model's layers in place and undo it; explain who serves each layer."""
+"""Rewrite a model's layers in place and undo it; explain which kernel serves each layer."""
 
 from lightconv.surgery.explain import Explanation, explain
 from lightconv.surgery.fuse import Fusion, fuse, unfuse

@@ -1,4 +1,4 @@
-"""Find the modules after a convolution that one fused operator can compute with it.
+"""Find a convolution and the modules after it that one fused operator can compute.
 
 A chain is a convolution followed by BatchNorm2d, an activation and a max-pooling, or by some of them. torch.fx traces
 the model's forward in training and in evaluation; its graphs show the users of every output. If torch.fx cannot trace
@@ -46,7 +46,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 class Chain(NamedTuple):
-    """A convolution and the modules that can be computed with it.
+    """A convolution and the modules to compute together with it.
 
     Attributes:
         name: name of the convolution in the model.
@@ -210,7 +210,7 @@ def contains(modules: Iterable[nn.Module], kinds: Container[type[nn.Module]]) ->
 def pooling_unsupported_reason(pooling: nn.MaxPool2d) -> str | None:
     """Return why a max-pooling cannot be part of a block, None if it can.
 
-    A block pools windows that touch and do not overlap.
+    The windows of a block touch and do not overlap.
     """
     size = pair(pooling.kernel_size)
     if pooling.return_indices:
@@ -287,7 +287,7 @@ class CallGraph:
         return False
 
     def _add_calls(self, module: nn.Module) -> None:
-        """Add the calls of a module's forward, then those of the modules that it calls."""
+        """Add the calls of a module's forward, then the calls of the modules called."""
         if module in self._visited:
             return
         self._visited.add(module)
@@ -310,7 +310,7 @@ class CallGraph:
 
 
 def with_inner_modules(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield a module, then the inner modules that a norm calls on its normalised output."""
+    """Yield a module, then a norm's inner modules in call order."""
     yield module
     for name in NORMS.get(full_name(type(module)), ()):
         yield getattr(module, name)
@@ -334,7 +334,7 @@ for _operator in _IN_PLACE_OPERATORS:
 
 
 class _Tracer(fx.Tracer):
-    """Tracer with two kinds of leaves: modules that may be part of a chain, and modules that cannot be traced."""
+    """Tracer with two kinds of leaves: possible modules of a chain, and untraceable modules."""
 
     proxy_buffer_attributes = True  # records in-place updates of statistics; otherwise tracing would perform them
 
@@ -351,7 +351,7 @@ class _Tracer(fx.Tracer):
         return m in self._untraceable or override_reason(m) is not None or super().is_leaf_module(m, "")
 
     def build_graph(self, module: nn.Module) -> fx.Graph | None:
-        """Trace a module's forward and remember modules that cannot be traced.
+        """Trace a module's forward, and remember untraceable modules.
 
         Returns:
             The graph. None if the forward cannot be traced even with its untraceable submodules as leaves.
@@ -383,7 +383,7 @@ class _Tracer(fx.Tracer):
 def preserved_state(model: nn.Module) -> Iterator[None]:
     """Restore every module's attributes and the random state on leaving.
 
-    Tracing calls the forward, which may set attributes, fill containers and draw random numbers.
+    Tracing calls the forward. A forward may set attributes, fill containers and draw random numbers.
     """
     attributes: list[tuple[nn.Module, dict[str, Any]]] = [(m, dict(vars(m))) for m in model.modules()]
     values = chain.from_iterable(before.values() for _, before in attributes)

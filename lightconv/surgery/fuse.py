@@ -1,6 +1,6 @@
 """Fuse convolution, normalisation, activation and pooling of an existing model into blocks, in place, and undo it.
 
-A fused convolution computes its whole chain; the modules after it pass their input on. BatchNorm2d in evaluation is an
+A fused convolution computes its whole chain; the modules after it return their input. BatchNorm2d in evaluation is an
 affine map per filter k, and becomes part of the convolution's weight and bias::
 
     scale[k]  = gamma[k] / sqrt(var[k] + eps)
@@ -61,7 +61,7 @@ class Fusion(NamedTuple):
 
     @property
     def fused(self) -> tuple[Row, ...]:
-        """Rows of the convolutions that start a block."""
+        """Rows of the fused convolutions."""
         return tuple(row for row in self.rows if row.block)
 
     @property
@@ -106,7 +106,7 @@ class Fused(nn.Module):
 
 
 class FusedConv2d(Fused, ConvBlock):
-    """A convolution that computes its whole chain.
+    """A convolution computing its whole chain.
 
     Attributes:
         absorbed: modules after the convolution; a tuple, so that they are not registered as submodules again.
@@ -141,10 +141,10 @@ class FusedConv2d(Fused, ConvBlock):
 
 
 class _Absorbed(Fused):
-    """A module of a chain after the convolution. It passes on what the convolution has already computed.
+    """A module of a chain after the convolution. It returns its input, already computed by the convolution.
 
     Attributes:
-        kind: class that the module's class is derived from, so that isinstance holds.
+        kind: original class, a base of the module's class, so that isinstance holds.
     """
 
     kind: Any
@@ -164,7 +164,7 @@ class _Absorbed(Fused):
 
 
 class _AbsorbedNorm(_Absorbed):
-    """A norm of a chain. It still calls its inner modules, which pass on their input like the norm itself.
+    """A norm of a chain. It still calls its inner modules; they return their input like the norm itself.
 
     Attributes:
         calls: names of the inner modules.
@@ -203,11 +203,11 @@ def fuse(model: nn.Module) -> Fusion:
     """Compute convolution, BatchNorm2d, activation and non-overlapping max-pooling as one ConvBlock, in place.
 
     Modules, Parameters, names, state dict, hooks and optimizers stay valid. The convolution's class becomes
-    `FusedConv2d`, and the modules that it absorbs pass on their input. `unfuse` undoes it.
+    `FusedConv2d`, and the modules absorbed return their input. `unfuse` undoes it.
 
-    Pooling may precede an activation that never decreases, because the two commute. Functions in a forward (``F.relu``,
+    Pooling may precede a non-decreasing activation, because the two commute. Functions in a forward (``F.relu``,
     ``+``) cannot be removed from it, and stay. timm's BatchNormAct2d counts as a BatchNorm2d followed by its inner
-    modules. torchvision's FrozenBatchNorm2d counts as a BatchNorm2d that is never in training. timm's
+    modules. torchvision's FrozenBatchNorm2d counts as a BatchNorm2d in evaluation. timm's
     FrozenBatchNormAct2d counts as both.
 
     A chain with BatchNorm2d is fused in evaluation. While its BatchNorm2d is in training, each module computes its own
@@ -262,7 +262,7 @@ def fuse(model: nn.Module) -> Fusion:
 def unfuse(model: nn.Module) -> None:
     """Undo `fuse`: every module computes its own part again.
 
-    Unfusing a model that is not fused changes nothing.
+    Without fused modules it changes nothing.
 
     Args:
         model: a fused model, or a part of one; chains whose convolution is in that part are unfused as a whole.
@@ -291,7 +291,7 @@ def unfuse_module(module: Fused, fused: type[nn.Module]) -> None:
 
 
 def effective_class(module: nn.Module, images: Tensor | None = None) -> type[nn.Module]:
-    """Return the class that computes the same as a module does at the moment.
+    """Return the class of the computation that a module performs at the moment.
 
     Outside a fused chain it is the module's own class. A fused convolution is a ConvBlock or a Conv2d, and an absorbed
     module is an nn.Identity unless its chain runs unfused.

@@ -114,7 +114,7 @@ def swap(
 
 
 def restore(model: nn.Module) -> None:
-    """Give every layer that `swap` changed its original class back.
+    """Give every swapped layer its original class back.
 
     Modules built from ``lightconv.nn`` stay as they are. Restoring a model twice changes nothing.
 
@@ -136,7 +136,7 @@ def restore(model: nn.Module) -> None:
 
 
 def _matching_names(layers: dict[str, nn.Module], patterns: Pattern | Iterable[Pattern]) -> set[str]:
-    """Return the names of the layers that match at least one pattern.
+    """Return the names of the layers matching at least one pattern.
 
     Raises:
         InputError: If a pattern matches no layer.
@@ -174,7 +174,7 @@ def layer_unsupported_reason(layer: nn.Module) -> str | None:
 
 
 class _SwappedLayer:
-    """Mixin of the classes that `swap` creates. Pickles hold the original class instead."""
+    """Mixin of the classes created by `swap`. Pickles hold the original class instead."""
 
     _original_class: Any
 
@@ -218,7 +218,7 @@ def exchange_class(layer: nn.Module, old: type[nn.Module], new: type[nn.Module])
     """Exchange a layer's class in place.
 
     torch.nn.utils.parametrize and fully_shard derive a class for a layer alone, with ``old`` as a base. Such a layer
-    gets a copy of its class with ``new`` as that base.
+    gets a copy of its class with ``new`` in place of ``old``.
 
     Args:
         layer: module to change.

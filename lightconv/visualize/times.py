@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -23,14 +24,16 @@ def relative_times(rows: Sequence[Mapping[str, Any]], base: str, title: str = ""
         >>> [panel.get_title() for panel in figure.axes]
         ['forward']
     """
-    passes = list(dict.fromkeys(row["pass"] for row in rows))
+    passes: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        passes.setdefault(row["pass"], []).append(row)
     contenders = [name for name, value in rows[0].items() if isinstance(value, float) and name != base]
     # 0.16 inches per bar, and as much between layers
     bars = (len(contenders) + 1) * len(rows) / len(passes)
     figure = Figure(figsize=(11, 2 + 0.16 * bars), layout="constrained")
     panels = figure.subplots(1, len(passes), sharex=True, sharey=True, squeeze=False)[0]
-    for axes, name in zip(panels, passes, strict=True):
-        draw_pass(axes, [row for row in rows if row["pass"] == name], contenders, base)
+    for axes, (name, rows_of_pass) in zip(panels, passes.items(), strict=True):
+        draw_pass(axes, rows_of_pass, contenders, base)
         axes.set_title(name, fontsize=10)
     # The panels share their axis, so inverting one inverts all. The first layer is at the top.
     panels[0].invert_yaxis()
@@ -52,8 +55,7 @@ def draw_pass(axes: Axes, rows: Sequence[Mapping[str, Any]], contenders: Sequenc
     height = 1 / (len(contenders) + 1)
     for index, name in enumerate(contenders):
         # bars of a layer are centred on its number
-        offset = (index - (len(contenders) - 1) / 2) * height
-        centres = [layer + offset for layer in range(len(rows))]
+        centres = np.arange(len(rows)) + (index - (len(contenders) - 1) / 2) * height
         # bars start at 1, so a quicker contender's goes to the left
         lengths = [row[name] / row[base] - 1 for row in rows]
         axes.barh(centres, lengths, height, left=1, label=name)

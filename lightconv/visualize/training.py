@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def learning_curve(rows: Sequence[dict[str, float]], title: str = "") -> Figure:
-    """Draw loss and accuracy per epoch, and mark the accuracy of the epoch with the lowest validation loss.
+    """Draw loss and accuracy per epoch. A line marks the accuracy of the epoch with the lowest validation loss.
 
     Args:
         rows: metrics per epoch, as `lightconv.runs.read_metrics` reads them: "epoch", counted from 0, with
@@ -48,9 +48,12 @@ def learning_curve(rows: Sequence[dict[str, float]], title: str = "") -> Figure:
 
 def draw_metric(axes: Axes, rows: Sequence[dict[str, float]], name: str, label: str) -> None:
     """Draw a metric over the epochs that have it, counted from 1."""
-    present = [row for row in rows if name in row]
-    epochs = [row["epoch"] + 1 for row in present]
-    axes.plot(epochs, [row[name] for row in present], marker=".", label=label)
+    epochs, values = [], []
+    for row in rows:
+        if name in row:
+            epochs.append(row["epoch"] + 1)
+            values.append(row[name])
+    axes.plot(epochs, values, marker=".", label=label)
 
 
 def learning_rates(rates: Sequence[float], losses: Sequence[float], chosen: float) -> Figure:
