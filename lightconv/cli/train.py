@@ -21,6 +21,7 @@ from lightconv.runs.configuration import load_config, override_config, with_clas
 from lightconv.runs.directory import check_unused, write_definition, write_json
 from lightconv.runs.learning_rate import find_learning_rate
 from lightconv.tasks import Classification
+from lightconv.tasks.schedules import check_scheduler
 
 _SIGTERM_STATUS = 143
 
@@ -145,6 +146,7 @@ def check_parts(parts: Parts) -> None:
         InputError: If they do not fit.
     """
     parts.task.check_fit(parts.data)
+    check_scheduler(parts.task.scheduler, parts.trainer)
     for callback in parts.trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, FineTuning):
             callback.check(parts.task)

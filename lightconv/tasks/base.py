@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 
-from lightconv.tasks.schedules import build_part, build_schedule
+from lightconv.tasks.schedules import build_part, build_schedule, check_scheduler
 
 Batch = Sequence[Tensor]  # images and targets: a tuple, or a list from a DataLoader
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -70,14 +70,20 @@ class Task(L.LightningModule):
         optimizer = build_part("optimizer", self.optimizer, parameters)
         if self.scheduler is None:
             return optimizer
-        config = build_schedule(optimizer, self.scheduler, self.trainer.estimated_stepping_batches)
+        check_scheduler(self.scheduler, self.trainer)
+        config = build_schedule(
+            optimizer,
+            self.scheduler,
+            steps=self.trainer.estimated_stepping_batches,
+            epochs_per_validation=self.trainer.check_val_every_n_epoch or 1,
+        )
         return {"optimizer": optimizer, "lr_scheduler": config}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of one batch."""
         images, targets = batch
         loss = self.training_loss(self(images), targets)
-        self._training_loss.add(loss.detach() * len(targets), len(targets))
+        self._training_loss.add(at_least_float32(loss.detach()) * len(targets), len(targets))
         return loss
 
     def on_train_epoch_start(self) -> None:
@@ -119,7 +125,7 @@ class Task(L.LightningModule):
         self._collect(self(images), targets)
 
     def _collect(self, outputs: Tensor, targets: Tensor) -> None:
-        loss, predictions = self.evaluate(outputs, targets)
+        loss, predictions = self.evaluate(at_least_float32(outputs), at_least_float32(targets))
         self._evaluation_loss.add(loss, len(targets))
         self._predictions.append(predictions)
         self._targets.append(targets)
@@ -135,6 +141,7 @@ class Task(L.LightningModule):
 
     def _reduce_loss(self, losses: "RunningSum") -> Tensor:
         """Return the mean loss over the images of all processes, and reset the sum."""
+        self.mean_loss.set_dtype(torch.float32)  # precision "bf16-true" converts the metric along with the network
         self.mean_loss.update(losses.total / max(losses.count, 1), weight=losses.count)
         mean = self.mean_loss.compute()
         self.mean_loss.reset()
@@ -146,6 +153,16 @@ class Task(L.LightningModule):
         self._evaluation_loss = RunningSum()
         self._predictions.clear()
         self._targets.clear()
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Return a tensor of half precision as float32, and any other one as it is.
+
+    A bfloat16 sum stops to grow at 256 times its terms: sums and metrics need more than the network's precision.
+    """
+    if tensor.dtype in {torch.float16, torch.bfloat16}:
+        return tensor.float()
+    return tensor
 
 
 @dataclass

@@ -20,7 +20,8 @@ from torchmetrics.classification import (
 )
 
 from lightconv.errors import InputError
-from lightconv.tasks.base import OptimizerFactory, SchedulerFactory, Task
+from lightconv.tasks.base import OptimizerFactory, SchedulerFactory, Task, at_least_float32
+from lightconv.tasks.metrics import BalancedAccuracy
 
 Batch = tuple[Float[Tensor, "n ..."], Int64[Tensor, " n"]]
 View = Literal["flip", "vertical_flip"]
@@ -46,7 +47,7 @@ class Classification(Task):
         class_weights: factor on the training loss per class, or "balanced". Balanced weights are scikit-learn's
             ``compute_class_weight`` on the datamodule's training labels, with a mean of 1 over its images. Validation
             and test losses stay unweighted, so that runs can be compared. For unbalanced data look at
-            ``balanced_accuracy``, the mean over the classes.
+            ``balanced_accuracy``, the mean recall over the classes that have images.
         views: additional views of each image in tests and predictions, whose probabilities are averaged. Each view
             takes one more forward pass. It hurts a network trained without such views: flips at test took LeNet on
             Fashion-MNIST, trained without them, from 0.911 to 0.863.
@@ -97,7 +98,7 @@ class Classification(Task):
         self.register_buffer("loss_weights", _initial_loss_weights(class_weights, classes), persistent=False)
         accuracies: dict[str, Metric | MetricCollection] = {
             "accuracy": MulticlassAccuracy(classes, average="micro"),
-            "balanced_accuracy": MulticlassAccuracy(classes, average="macro"),
+            "balanced_accuracy": BalancedAccuracy(classes),
         }
         self.validation_metrics = MetricCollection(accuracies, prefix="val/")
         self.test_metrics = self.validation_metrics.clone(prefix="test/")
@@ -120,7 +121,7 @@ class Classification(Task):
         if not self.views:
             return self(images)
         all_views = [images, *(VIEWS[view](images) for view in self.views)]
-        log_probabilities = torch.stack([self(view).log_softmax(1) for view in all_views])
+        log_probabilities = torch.stack([at_least_float32(self(view)).log_softmax(1) for view in all_views])
         # (views, n, classes) -> (n, classes): log of the mean of exponentials
         return log_probabilities.logsumexp(0) - math.log(len(all_views))
 

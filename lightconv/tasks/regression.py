@@ -8,10 +8,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import huber_loss, l1_loss, mse_loss, smooth_l1_loss
 from torchmetrics import Metric, MetricCollection
-from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, R2Score
+from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError
 
 from lightconv.errors import InputError
 from lightconv.tasks.base import Batch, OptimizerFactory, SchedulerFactory, Task
+from lightconv.tasks.metrics import DefinedR2Score
 
 Outputs = Float[Tensor, "n outputs"]
 _LOSSES: dict[str, Callable[..., Tensor]] = {
@@ -26,7 +27,8 @@ class Regression(Task):
     """Train a network to predict numbers. The loss is a mean over images and outputs.
 
     Validation and test log the loss, the mean absolute error (mae), the root mean squared error (rmse) and the R2
-    score. The errors are means over all outputs; R2 is the mean of the outputs' own scores.
+    score. The errors are means over all outputs; R2 is the mean of the outputs' own scores,
+    NaN for a single image.
 
     Args:
         model: network from (n, c, h, w) images to (n, outputs) numbers.
@@ -64,7 +66,7 @@ class Regression(Task):
         errors: dict[str, Metric | MetricCollection] = {
             "mae": MeanAbsoluteError(),
             "rmse": MeanSquaredError(squared=False),
-            "r2": R2Score(),
+            "r2": DefinedR2Score(),
         }
         self.validation_metrics = MetricCollection(errors, prefix="val/")
         self.test_metrics = self.validation_metrics.clone(prefix="test/")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import lightning as L
 from lightning.pytorch.utilities.types import LRSchedulerConfigType
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
@@ -32,7 +33,31 @@ def build_part(name: str, factory: Callable[..., Any], *args: Any, **kwargs: Any
         raise InputError(f"torch rejects the {name}'s arguments: {error}") from error
 
 
-def build_schedule(optimizer: Optimizer, factory: Callable[..., LRScheduler], steps: float) -> LRSchedulerConfigType:
+def check_scheduler(factory: Callable[..., LRScheduler] | None, trainer: L.Trainer) -> None:
+    """Check that the figure followed by a scheduler will be there.
+
+    Args:
+        factory: class of torch.optim.lr_scheduler, a partial of one, or None.
+        trainer: Trainer of the run.
+
+    Raises:
+        InputError: If ReduceLROnPlateau is to follow the validation loss, and the run has no validation.
+    """
+    kind = factory.func if isinstance(factory, partial) else factory
+    is_plateau = isinstance(kind, type) and issubclass(kind, ReduceLROnPlateau)
+    if is_plateau and trainer.limit_val_batches == 0:
+        raise InputError(
+            "scheduler=plateau follows the validation loss, and trainer.limit_val_batches=0 turns validation off: "
+            "choose another scheduler, or leave trainer.limit_val_batches out"
+        )
+
+
+def build_schedule(
+    optimizer: Optimizer,
+    factory: Callable[..., LRScheduler],
+    steps: float,
+    epochs_per_validation: int = 1,
+) -> LRSchedulerConfigType:
     """Build a scheduler and Lightning's settings for it.
 
     A schedule over a whole run (OneCycleLR, CosineAnnealingLR, LinearLR, PolynomialLR) without a configured length
@@ -42,6 +67,7 @@ def build_schedule(optimizer: Optimizer, factory: Callable[..., LRScheduler], st
         optimizer: optimizer to schedule.
         factory: class of torch.optim.lr_scheduler, or a partial of one.
         steps: number of optimizer steps in the run.
+        epochs_per_validation: number of epochs between validations; ReduceLROnPlateau moves after each validation.
 
     Raises:
         InputError: If torch rejects the arguments.
@@ -57,5 +83,5 @@ def build_schedule(optimizer: Optimizer, factory: Callable[..., LRScheduler], st
     moves_every_step = bool(length) or isinstance(scheduler, OneCycleLR | CyclicLR)
     config: LRSchedulerConfigType = {"scheduler": scheduler, "interval": "step" if moves_every_step else "epoch"}
     if isinstance(scheduler, ReduceLROnPlateau):
-        config |= {"monitor": "val/loss", "reduce_on_plateau": True}
+        config |= {"monitor": "val/loss", "reduce_on_plateau": True, "frequency": epochs_per_validation}
     return config

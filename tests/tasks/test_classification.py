@@ -12,6 +12,7 @@ from sklearn.metrics import balanced_accuracy_score
 from torch import nn
 from torch.nn.functional import one_hot
 from torch.optim import SGD, lr_scheduler
+from torch.utils.data import DataLoader, TensorDataset
 
 import lightconv as lc
 from lightconv.callbacks import GracefulStop, RandomState
@@ -447,3 +448,52 @@ def test_unknown_view():
     with pytest.raises(InputError, match="views=turn: choose some of flip, vertical_flip"):
         task(views=["flip", "turn"])
     assert task(views="flip").views == ("flip",)
+
+
+class Lookup(nn.Module):
+    """Network that returns its (n, 1, 2, 2) images as logits of four classes."""
+
+    classes = 4
+
+    def __init__(self):
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, images):
+        return images.flatten(1)
+
+
+def test_balanced_accuracy_without_images_of_predicted_classes():
+    labels, predictions = torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([0, 0, 3, 1, 1, 2])
+    images = one_hot(predictions, 4).float().view(6, 1, 2, 2)
+    trainer = L.Trainer(**SILENT)
+    trainer.test(Classification(Lookup()), DataLoader(TensorDataset(images, labels), 3), verbose=False)
+    expected = balanced_accuracy_score(labels, predictions)
+    assert trainer.callback_metrics["test/balanced_accuracy"].item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
+def test_loss_is_summed_in_float32(precision):
+    images = torch.randint(-2, 3, (4000, 1, 2, 2)).float()  # exact in bfloat16
+    labels = torch.randint(0, 4, (4000,))
+    trainer = L.Trainer(**SILENT, precision=precision)
+    trainer.test(Classification(Lookup()), DataLoader(TensorDataset(images, labels), 8), verbose=False)
+    expected = nn.functional.cross_entropy(images.flatten(1), labels).item()
+    assert trainer.callback_metrics["test/loss"].item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("epochs_per_validation", "reductions"), [(1, 3), (2, 1)])
+def test_plateau_moves_after_each_validation(epochs_per_validation, reductions):
+    plateau = partial(lr_scheduler.ReduceLROnPlateau, patience=0, threshold=1e9, threshold_mode="abs")
+    module = task(scheduler=plateau)
+    trainer = fit(
+        module, epochs=4, limit_train_batches=1, limit_val_batches=1, check_val_every_n_epoch=epochs_per_validation
+    )
+    # the first validation sets the best loss, which no later one beats by the threshold
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.05 * 0.1**reductions)
+
+
+def test_plateau_without_validation():
+    module = task(scheduler=lr_scheduler.ReduceLROnPlateau)
+    with pytest.raises(InputError, match="scheduler=plateau follows the validation loss"):
+        fit(module, limit_val_batches=0)

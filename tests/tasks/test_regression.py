@@ -63,3 +63,11 @@ def test_loss_equals_torch(loss, function):
 def test_unknown_loss():
     with pytest.raises(InputError, match="loss=l2: choose one of mse, l1, smooth_l1, huber"):
         Regression(nn.Flatten(), 2, loss="l2")
+
+
+def test_one_image_has_no_r2():
+    data = DataLoader(TensorDataset(torch.randn(1, 1, 2, 2), torch.randn(1, 1)))
+    trainer = L.Trainer(**SILENT, fast_dev_run=True)
+    trainer.fit(lc.tasks.Regression(nn.Sequential(nn.Flatten(), nn.Linear(4, 1)), 1), data, data)
+    assert trainer.callback_metrics["val/r2"].isnan()
+    assert trainer.callback_metrics["val/mae"].isfinite()
