@@ -49,8 +49,8 @@ def draw(data: ImageData, rows: int, columns: int, seed: int) -> Figure:
     for _ in range(columns):
         batches += varied  # every iteration is a new epoch, with other variations
     # columns times (rows, c, h, w) -> (rows, columns, c, h, w)
-    shown = torch.stack([_pixels(data, batch_images) for batch_images, _ in batches], 1)
-    captions = [[_caption(labels[row], data.classes) for _, labels in batches] for row in range(len(chosen))]
+    shown = torch.stack([pixels(data, batch_images) for batch_images, _ in batches], 1)
+    captions = [[caption(labels[row], data.classes) for _, labels in batches] for row in range(len(chosen))]
     title = f"{type(data).__name__}, augmentation: {_augmentation_name(data)}"
     return visualize.gallery(shown, captions, title)
 
@@ -59,14 +59,14 @@ def _all_in_one_batch(loader: Batches, images: Tensor, labels: Tensor, seed: int
     return Batches(images, labels, batch_size=len(labels), transform=loader.transform, seed=seed, mix=loader.mix)
 
 
-def _pixels(data: ImageData, images: Tensor) -> Tensor:
+def pixels(data: ImageData, images: Tensor) -> Tensor:
     """Undo the normalisation: (n, c, h, w) with mean 0 and std 1 to pixels in 0..1."""
     mean = images.new_tensor(data.mean).view(-1, 1, 1)
     std = images.new_tensor(data.std).view(-1, 1, 1)
     return images * std + mean
 
 
-def _caption(label: Tensor, classes: Sequence[str]) -> str:
+def caption(label: Tensor, classes: Sequence[str]) -> str:
     """Return the class of an image, or the classes of a mixed image with their shares, the largest first."""
     if label.ndim == 0:
         return classes[int(label)]

@@ -4,14 +4,19 @@ import torch
 from lightconv.data import Batches
 
 
+def add_noise(images, generator):
+    return images.float() + torch.rand(len(images), 1, 1, 1, generator=generator)
+
+
 def batches(**options):
+    """Shuffled batches of ten images; the pixels of each are its label."""
     images = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1).expand(10, 1, 2, 2).contiguous()
-    noise = lambda x, g: x.float() + torch.rand(len(x), 1, 1, 1, generator=g)  # noqa: E731
-    return Batches(images, torch.arange(10), **{"batch_size": 4, "transform": noise, "shuffle": True} | options)
+    return Batches(images, torch.arange(10), **{"batch_size": 4, "transform": add_noise, "shuffle": True} | options)
 
 
-def seen(iterable):
-    return [(x.flatten().tolist(), y.tolist()) for x, y in iterable]
+def as_lists(iterable):
+    """Pixels and labels of each batch."""
+    return [(images.flatten().tolist(), labels.tolist()) for images, labels in iterable]
 
 
 def test_every_image_once_per_epoch():
@@ -26,28 +31,29 @@ def test_every_image_once_per_epoch():
 
 def test_epochs_differ_and_seeds_repeat():
     first, second = batches(seed=1), batches(seed=1)
-    epochs = [seen(first) for _ in range(3)]
+    epochs = [as_lists(first) for _ in range(3)]
     assert epochs[0] != epochs[1] != epochs[2]
-    assert epochs == [seen(second) for _ in range(3)]
-    assert epochs[0] != seen(batches(seed=2))
+    assert epochs == [as_lists(second) for _ in range(3)]
+    assert epochs[0] != as_lists(batches(seed=2))
 
 
 def test_order_ignores_the_global_seed():
     torch.manual_seed(1)
-    expected = seen(batches())
+    expected = as_lists(batches())
     torch.manual_seed(2)
-    assert seen(batches()) == expected
+    assert as_lists(batches()) == expected
 
 
 @pytest.mark.parametrize("stop", [0, 1, 2, 3])
 def test_resume_within_an_epoch(stop):
     epoch = 5
-    whole = seen(batches(epoch=lambda: epoch))
-    iterator = iter(interrupted := batches(epoch=lambda: epoch))
+    whole = as_lists(batches(epoch=lambda: epoch))
+    interrupted = batches(epoch=lambda: epoch)
+    iterator = iter(interrupted)
     begun = [next(iterator) for _ in range(stop)]
     resumed = batches(epoch=lambda: epoch)
     resumed.load_state_dict(interrupted.state_dict())
-    assert seen(begun) + seen(resumed) == whole
+    assert as_lists(begun) + as_lists(resumed) == whole
 
 
 def test_stored_position_of_another_epoch():
@@ -55,7 +61,7 @@ def test_stored_position_of_another_epoch():
     next(iter(stored))
     fresh = batches(epoch=lambda: 4)
     fresh.load_state_dict(stored.state_dict())
-    assert len(seen(fresh)) == 3
+    assert len(as_lists(fresh)) == 3
 
 
 def test_processes_share_the_images():

@@ -127,7 +127,7 @@ def test_impossible_validation_size(idx_folder, validation):
 
 @pytest.fixture
 def cifar_folder(tmp_path, monkeypatch):
-    """A small set in CIFAR-10's format, whose checksums torchvision is told."""
+    """A small set in CIFAR-10's format, with its checksums known to torchvision."""
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
     random = np.random.default_rng(0)
@@ -161,6 +161,28 @@ def test_damaged_cifar10_is_kept(cifar_folder):
     with pytest.raises(InputError, match=r"data\.download=true"):
         CIFAR10(cifar_folder, validation=20).setup("fit")
     assert (cifar_folder / "data_batch_3").read_bytes() == b"x"
+
+
+def test_deviation_is_a_deprecated_name_of_std():
+    with pytest.warns(DeprecationWarning, match=r"Digits\.deviation is deprecated: it is called std"):
+        assert Digits().deviation == Digits.std
+    data = Digits()
+    with pytest.warns(DeprecationWarning, match="std"):
+        data.deviation = (0.5,)
+    assert data.std == (0.5,)
+
+
+def test_subclass_with_deviation():
+    with pytest.warns(DeprecationWarning, match=r"Own\.deviation is deprecated: it is called std"):
+
+        class Own(Digits):
+            mean = (0.25,)
+            deviation = (0.5,)
+
+    images = torch.full((1, 1, 28, 28), 0.75)
+    assert torch.equal(Own().normalize(images), torch.ones(1, 1, 28, 28))
+    with pytest.warns(DeprecationWarning, match="std"):
+        assert Own().deviation == (0.5,)
 
 
 def test_batch_size_zero():

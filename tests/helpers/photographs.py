@@ -1,4 +1,4 @@
-"""Real photographs cut small, and files of every kind that lie among people's photographs."""
+"""Small real photographs, and files of every kind found among people's photographs."""
 
 import io
 import os
@@ -16,13 +16,13 @@ Writer = Callable[[Path], object]
 
 
 def photograph(number: int = 0, of: Image.Image = FLOWER, size: tuple[int, int] = (48, 36)) -> Image.Image:
-    """A part of a photograph, another one for every number."""
+    """Cut a part out of a photograph; each number gives another part."""
     left, top = np.random.default_rng(number).integers(0, 200, 2).tolist()
     return of.crop((left, top, left + 240, top + 180)).resize(size)
 
 
 def write_photographs(root: Path, count: int = 12) -> Path:
-    """Two classes of photographs."""
+    """Write two classes of photographs into sub-folders."""
     for name, of in {"flower": FLOWER, "temple": TEMPLE}.items():
         (root / name).mkdir(parents=True)
         for number in range(count):
@@ -31,14 +31,17 @@ def write_photographs(root: Path, count: int = 12) -> Path:
 
 
 def save(image: Image.Image, kind: str = "PNG", **options: object) -> Writer:
+    """Return a function that writes an image to a path."""
     return lambda path: image.save(path, kind, **options)
 
 
 def put(data: bytes) -> Writer:
+    """Return a function that writes bytes to a path."""
     return lambda path: path.write_bytes(data)
 
 
 def content(image: Image.Image, kind: str) -> bytes:
+    """Return the bytes of an image file."""
     file = io.BytesIO()
     image.save(file, kind)
     return file.getvalue()
@@ -50,21 +53,21 @@ GREY = np.asarray(PHOTOGRAPH.convert("L"))
 
 
 def over_white() -> Image.Image:
-    """The photograph behind a hole in the left half."""
+    """Return the photograph with a white left half, as a transparent one is shown."""
     pixels = PIXELS.copy()
     pixels[:, :24] = 255
     return Image.fromarray(pixels)
 
 
 def with_hole() -> Image.Image:
-    """The photograph with its left half transparent, and red there."""
+    """Return the photograph with a transparent left half, red below the transparency."""
     pixels = np.asarray(PHOTOGRAPH.convert("RGBA")).copy()
     pixels[:, :24] = (255, 0, 0, 0)
     return Image.fromarray(pixels)
 
 
 def palette_with_hole() -> Image.Image:
-    """The same in 256 colours, one of which is transparent."""
+    """Return the photograph with a transparent left half in 256 colours, the last one transparent."""
     colours = PHOTOGRAPH.quantize(255)
     pixels = np.asarray(colours).copy()
     pixels[:, :24] = 255
@@ -75,18 +78,20 @@ def palette_with_hole() -> Image.Image:
 
 
 def sideways(orientation: int, stored: Image.Image) -> Writer:
+    """Return a function that writes an image with an EXIF orientation."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     return save(stored, "PNG", exif=exif)
 
 
 def grey(image: Image.Image = PHOTOGRAPH) -> Image.Image:
+    """Return an image without colours, as RGB."""
     return image.convert("L").convert("RGB")
 
 
 _FRAMES = {"save_all": True, "append_images": [photograph(1)]}
 
-# files that give an image: how they are written, and what is to be seen
+# files that give an image: how to write them, and the image expected
 ODD: dict[str, tuple[Writer, Image.Image]] = {
     "no_suffix": (save(PHOTOGRAPH), PHOTOGRAPH),
     "png_called.jpg": (save(PHOTOGRAPH), PHOTOGRAPH),
@@ -117,22 +122,24 @@ ODD: dict[str, tuple[Writer, Image.Image]] = {
 
 
 def _bomb() -> bytes:
-    """The beginning of a PNG that announces 40,000 x 40,000 pixels."""
+    """Return the beginning of a PNG of 40,000 x 40,000 pixels."""
     header = b"IHDR" + struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
     chunks = ((13, header), (0, b"IDAT"))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", n) + c + struct.pack(">I", zlib.crc32(c)) for n, c in chunks
-    )
+    result = b"\x89PNG\r\n\x1a\n"
+    for length, chunk in chunks:
+        result += struct.pack(">I", length) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return result
 
 
-def _damaged(data: bytes) -> bytes:
+def _damage(data: bytes) -> bytes:
+    """Flip all bits of the byte in the middle."""
     middle = len(data) // 2
     return data[:middle] + bytes([data[middle] ^ 255]) + data[middle + 1 :]
 
 
 _UNKNOWN = "not an image, or of a kind that PIL does not read"
 
-# files that give no image: how they are written, and a word of what is said of them
+# files that give no image: how to write them, and words of the reason expected
 BAD: dict[str, tuple[Writer, str]] = {
     "empty.jpg": (put(b""), "empty"),
     "truncated.jpg": (put(content(PHOTOGRAPH, "JPEG")[:-200]), "truncated"),
@@ -142,7 +149,7 @@ BAD: dict[str, tuple[Writer, str]] = {
     "truncated.webp": (put(content(PHOTOGRAPH, "WEBP")[:-200]), "decoder"),
     "truncated.bmp": (put(content(PHOTOGRAPH, "BMP")[:-200]), "truncated"),
     "header_alone.jpg": (put(content(PHOTOGRAPH, "JPEG")[:100]), "Truncated"),
-    "damaged.png": (put(_damaged(content(PHOTOGRAPH, "PNG"))), "stream"),
+    "damaged.png": (put(_damage(content(PHOTOGRAPH, "PNG"))), "stream"),
     "zeros.jpg": (put(bytes(5000)), _UNKNOWN),
     "noise.jpg": (put(np.random.default_rng(0).bytes(5000)), _UNKNOWN),
     "text.jpg": (put(b"This is not a photograph.\n"), _UNKNOWN),
@@ -165,12 +172,12 @@ BAD: dict[str, tuple[Writer, str]] = {
     "pipe.jpg": (os.mkfifo, "not a regular file"),
 }
 
-# what systems leave behind
+# files that operating systems leave behind
 CLUTTER = (".DS_Store", "._0.jpg", "Thumbs.db", "desktop.ini", ".hidden.jpg")
 
 
 def write_odd_files(folder: Path) -> None:
-    """One file of every kind above."""
+    """Write one file of every kind above."""
     for name, (write, _) in {**ODD, **BAD}.items():
         write(folder / name)
     for name in CLUTTER:
