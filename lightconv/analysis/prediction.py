@@ -140,11 +140,11 @@ def _depthwise(call: Launch) -> Work:
     a = call.arguments
     pixels = a["ROWS"] * a["COLUMNS"]
     channels = a.get("FILTERS", a.get("CHANNELS"))
-    image = a["x"] if "x" in a else a["g"]
+    image = a["input_ptr"] if "input_ptr" in a else a["grad_output_ptr"]
     image_bytes = pixels * channels * image.element_size()
-    if "rectangles_a_split" in a:
+    if "rectangles_per_split" in a:
         # the weight gradient reads the image and the gradient, and multiplies them for every tap
-        return Work(a["rectangles_a_split"], pixels * a["TAPS"] * channels, 2 * image_bytes, "ieee")
+        return Work(a["rectangles_per_split"], pixels * a["TAPS"] * channels, 2 * image_bytes, "ieee")
     taps = a["R"] * a["S"] / math.prod(a.get("phases", (1,)))
     return Work(taps, pixels * channels, image_bytes, "ieee")
 
@@ -152,7 +152,7 @@ def _depthwise(call: Launch) -> Work:
 def _max_pooling(call: Launch) -> Work:
     a = call.arguments
     # forward reads the image, backward the gradient and the window positions
-    tensors = [a["x"]] if "x" in a else [a["g"], a["where"]]
+    tensors = [a["input_ptr"]] if "input_ptr" in a else [a["grad_output_ptr"], a["argmax_ptr"]]
     element_bytes = sum(tensor.element_size() for tensor in tensors)
     # if windows lie side by side, each element belongs to one window
     steps = 1 if a.get("SIDE_BY_SIDE") else a["R"] * a["S"]

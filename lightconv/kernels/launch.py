@@ -1,4 +1,4 @@
-"""What every launch has in common: architecture, index width, precision, device, the interpreter's bfloat16."""
+"""Parts of every launch: architecture, integer type of addresses, precision, device, and bfloat16 when interpreted."""
 
 import functools
 from collections.abc import Callable
@@ -10,14 +10,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-INTERPRETED: bool = triton.knobs.runtime.interpret  # decided when kernels are decorated, so once and for all here
-INTERPRETED_AS = "sm_80"  # the architecture whose tiles and loaders the interpreter runs
+INTERPRETED: bool = triton.knobs.runtime.interpret  # fixed here, because kernels are decorated once
+INTERPRETED_AS = "sm_80"  # the interpreter runs the tiles and loaders of this architecture
 
 Outputs = tuple[Tensor, ...]
 
 
 def architecture(tensor: Tensor) -> str:
-    """The architecture of the GPU that holds a tensor, as its compiler calls it: "sm_90", "gfx942"."""
+    """Return the compiler's name of a tensor's GPU: "sm_90", "gfx942"."""
     if not tensor.is_cuda:
         return INTERPRETED_AS
     if torch.version.hip:
@@ -27,44 +27,55 @@ def architecture(tensor: Tensor) -> str:
 
 
 def index_type(*tensors: Tensor) -> tl.dtype:
-    """The narrowest integer that reaches every element: 64-bit address arithmetic costs registers."""
-    reach = (sum((n - 1) * abs(s) for n, s in zip(t.shape, t.stride(), strict=True)) for t in tensors)
-    furthest = max(*reach, *(t.numel() for t in tensors))  # an expanded tensor has more elements than memory
-    return tl.int64 if furthest >= 2**31 - 2**16 else tl.int32  # a block may compute, and mask, a little beyond
+    """Return the narrowest integer type for the addresses of these tensors: 64 bits cost registers."""
+    furthest = 0
+    for tensor in tensors:
+        last = sum((size - 1) * abs(stride) for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        # an expanded tensor has more elements than memory, and kernels count both
+        furthest = max(furthest, last, tensor.numel())
+    # a block may compute, and mask, addresses a little beyond its tensors
+    return tl.int64 if furthest >= 2**31 - 2**16 else tl.int32
 
 
 def dot_precision(dtype: torch.dtype, architecture: str) -> Literal["tf32", "ieee"]:
-    """How products are taken: float32's in TF32 only where torch's own convolution would, which is not on AMD."""
+    """Return the precision of products: "tf32" for float32 if torch's own convolution takes TF32, else "ieee"."""
     switch = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    # AMD's convolutions in torch do not take TF32
     in_tf32 = dtype is torch.float32 and architecture.startswith("sm_") and switch.fp32_precision == "tf32"
     return "tf32" if in_tf32 else "ieee"
 
 
 def on_device(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Triton launches on the current device, which need not be the tensor's."""
+    """Make a tensor's GPU the current device, because Triton launches on the current device."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
 def in_float32_when_interpreted(launcher: Callable[..., None]) -> Callable[..., None]:
-    """Hand bfloat16 tensors to the interpreter as float32, which holds them exactly, and round the outputs.
+    """Decorate a launcher: the interpreter gets bfloat16 tensors as float32, and the outputs are rounded.
 
-    Triton's interpreter truncates float32 to bfloat16 and reads subnormals wrongly (triton-lang/triton#11584).
-    Kernels accumulate in float32 and round once at the end, so this is the arithmetic that a GPU does.
+    Hazard: Triton's interpreter truncates float32 to bfloat16 and reads subnormals wrongly (triton-lang/triton#11584).
+    float32 holds every bfloat16 number exactly. Kernels accumulate in float32 and round once at the end, so this is the
+    arithmetic of a GPU.
+
+    Args:
+        launcher: function of a tuple of outputs, the first of them a tensor, and of inputs.
     """
 
     @functools.wraps(launcher)
-    def wrapper(outputs: Outputs, *args: Any, **options: Any) -> None:
+    def wrapper(outputs: tuple[Tensor | None, ...], *args: Any, **options: Any) -> None:
+        assert outputs[0] is not None
         if not INTERPRETED or outputs[0].dtype is not torch.bfloat16:
             launcher(outputs, *args, **options)
             return
-        widened = tuple(_widened(output) for output in outputs)
-        launcher(widened, *(_widened(arg) for arg in args), **options)
-        for output, wide in zip(outputs, widened, strict=True):
-            if output is not wide:
+        wide_outputs = tuple(map(_widen, outputs))
+        wide_options = {name: _widen(value) for name, value in options.items()}
+        launcher(wide_outputs, *map(_widen, args), **wide_options)
+        for output, wide in zip(outputs, wide_outputs, strict=True):
+            if output is not None and output is not wide:
                 output.copy_(wide)
 
     return wrapper
 
 
-def _widened(value: Any) -> Any:
+def _widen(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.dtype is torch.bfloat16 else value

@@ -8,7 +8,6 @@ A file is a JSON list with one row per question::
 """
 
 import json
-import logging
 import re
 import warnings
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from lightconv._version import __version__
 from lightconv.files import write_text
 from lightconv.kernels import autotune
 from lightconv.kernels.autotune import NO_ANSWERS, Answers
+from lightconv.keyed_cache import CacheEntry
 
 
 def path(gpu: str) -> Path:
@@ -64,19 +64,9 @@ def write(file: Path, answers: Answers) -> None:
 @contextmanager
 def locked(file: Path) -> Iterator[None]:
     """Let one process at a time measure for a file, for example one rank of a DDP job."""
-    from filelock import FileLock, Timeout  # noqa: PLC0415  not needed to read answers
-
-    file.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(file.with_suffix(".lock"))
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        logging.getLogger(__name__).warning("waiting for another process that tunes this kind of GPU (%s)", file)
-        lock.acquire()
-    try:
+    waiting = "waiting for another process that tunes this kind of GPU"
+    with CacheEntry(file, key=file.stem).lock(waiting):
         yield
-    finally:
-        lock.release()
 
 
 def _as_tuples(value: Any) -> Any:

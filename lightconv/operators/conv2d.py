@@ -135,7 +135,7 @@ def _conv2d(input: Tensor, weight: Tensor, bias: Tensor | None, window: Window, 
         return _matrix_product(input, weight.flatten(1), bias, is_channels_last(input, weight))
     output = _empty_output(input, weight, bias, window, groups)
     if chosen == "depthwise":
-        depthwise.forward((output,), input, weight, bias, *window)
+        depthwise.forward((output,), input, weight, bias, window=window)
     else:
         implicit_gemm.forward((output,), input, weight, bias, window=window, groups=groups)
     return output
@@ -183,7 +183,7 @@ def _conv2d_input_gradient(
         return _matrix_product(grad_output, weight.flatten(1).t(), None, channels_last)
     grad_input = empty_image(grad_output, input_shape, channels_last)
     if chosen == "depthwise":
-        depthwise.input_gradient((grad_input,), grad_output, weight, *window)
+        depthwise.input_gradient((grad_input,), grad_output, weight, window=window)
     else:
         implicit_gemm.input_gradient(
             (grad_input,),
@@ -230,7 +230,7 @@ def _conv2d_weight_gradient(
     grad_weight, grad_bias = _empty_weight_gradient(grad_output, argmax, input, weight_shape, channels_last, bias)
     outputs = (grad_weight, grad_bias if bias else None)
     if chosen == "depthwise":
-        depthwise.weight_gradient(outputs, grad_output, input, *window)
+        depthwise.weight_gradient(outputs, grad_output, input, window=window)
     else:
         weight_gradient.weight_gradient(
             outputs,

@@ -74,7 +74,8 @@ def _max_pool2d(
         channels_last = is_channels_last(input)
         return in_format(values, channels_last), in_format(argmax, channels_last)
     values, argmax = _empty_outputs(input, kernel_size, window, ceil_mode, return_indices)
-    max_pooling.forward((values, argmax), input, kernel_size, *window, is_channels_last(input))
+    channels_last = is_channels_last(input)
+    max_pooling.forward((values, argmax), input, kernel_size=kernel_size, window=window, channels_last=channels_last)
     return values, argmax
 
 
@@ -92,7 +93,9 @@ def _max_pool2d_backward(
         grad_input = _backward_by_torch(grad_output, argmax, input_shape, kernel_size, window, ceil_mode)
         return in_format(grad_input, channels_last)
     grad_input = empty_image(grad_output, input_shape, channels_last)
-    max_pooling.backward((grad_input,), grad_output, argmax, kernel_size, *window, channels_last)
+    max_pooling.backward(
+        (grad_input,), grad_output, argmax, kernel_size=kernel_size, window=window, channels_last=channels_last
+    )
     return grad_input
 
 

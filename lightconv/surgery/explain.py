@@ -25,7 +25,7 @@ from lightconv.surgery.swap import layer_unsupported_reason
 if backend.TRITON:
     import triton.language as tl
 
-    from lightconv.kernels import depthwise, implicit_gemm_plan, launch, tiles
+    from lightconv.kernels import depthwise_plan, implicit_gemm_plan, launch, tiles
 
 
 @dataclass(frozen=True)
@@ -249,7 +249,7 @@ def explain_convolution(layer: Conv2d, images: Tensor, architecture: str) -> Ser
     if algorithm == "depthwise":
         size = output_sizes(images.shape[2:], weight.shape[2:], window)
         target = tiles.nearest_architecture(architecture)
-        tile = str(depthwise.tile_of(images, tuple(weight.shape), size, window.stride, target))
+        tile = str(depthwise_plan.forward_tile(images, tuple(weight.shape), size, window.stride, target))
         return Service(algorithm, tile, reason)
     # torch computes a matrix product, in tiles of its own
     return Service(algorithm, "", reason)

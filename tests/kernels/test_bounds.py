@@ -279,8 +279,8 @@ class Mutation(NamedTuple):
 
 
 MUTATIONS = [
-    Mutation("max_pooling", "(h < image[1])", "(h <= image[1])", POOL),
-    Mutation("max_pooling", "(w < image[2])", "(w <= image[2])", POOL),
+    Mutation("max_pooling", "(h < input_shape[1])", "(h <= input_shape[1])", POOL),
+    Mutation("max_pooling", "(w < input_shape[2])", "(w <= input_shape[2])", POOL),
     Mutation("max_pooling", "(h >= 0)", "(h >= -1)", POOL),
     Mutation("max_pooling", "(w >= 0)", "(w >= -1)", POOL),
     Mutation("max_pooling", "tl.where(row_in, h, 0)", "h", POOL),
@@ -305,12 +305,12 @@ MUTATIONS = [
     Mutation("weight_gradient", "tl.where(i_in, i, 0)", "i", FEW_CHANNELS),
     Mutation("weight_gradient", "tl.where(pixel_in, j, 0)", "j", SPLIT),
     Mutation("depthwise", "(h < height)", "(h <= height)", DEPTHWISE),
-    Mutation("depthwise", "(v < width)", "(v <= width)", DEPTHWISE),
+    Mutation("depthwise", "(w < width)", "(w <= width)", DEPTHWISE),
     Mutation("depthwise", "tl.where(row_in, h, 0)", "h", DEPTHWISE),
-    Mutation("depthwise", "tl.where(seen, v, 0)", "v", DEPTHWISE),
-    Mutation("depthwise", "(oh < out_height)", "(oh <= out_height)", DEPTHWISE),
-    Mutation("depthwise", "tl.where(row_in, oh, 0)", "oh", DEPTHWISE),
-    Mutation("depthwise", "tl.where(seen, ow, 0)", "ow", DEPTHWISE),
+    Mutation("depthwise", "tl.where(tap_in, w, 0)", "w", DEPTHWISE),
+    Mutation("depthwise", "(i < out_height)", "(i <= out_height)", DEPTHWISE),
+    Mutation("depthwise", "tl.where(row_in, i, 0)", "i", DEPTHWISE),
+    Mutation("depthwise", "tl.where(tap_in, j, 0)", "j", DEPTHWISE),
     Mutation("depthwise", "tl.where(inside, h, 0)", "h", DEPTHWISE),
     Mutation("depthwise", "c % channels", "c", DEPTHWISE),
     Mutation("ordered_sum", "tl.where(inside, element, 0)", "element", SPLIT),
@@ -318,10 +318,10 @@ MUTATIONS = [
     Mutation("ordered_sum", "tl.where(is_bias, element - weights, 0)", "element - weights", SPLIT),
     Mutation("max_pooling", "window < windows", "window <= windows", POOL),
     Mutation("max_pooling", "tl.where(mask, window, 0)", "window", POOL),
-    Mutation("max_pooling", "(oh < pooled[1])", "(oh <= pooled[1])", POOL_SIDE_BY_SIDE),
-    Mutation("max_pooling", "(ow < pooled[2])", "(ow <= pooled[2])", POOL_SIDE_BY_SIDE),
-    Mutation("max_pooling", "tl.where(seen, oh, 0)", "oh", POOL_SIDE_BY_SIDE),
-    Mutation("max_pooling", "tl.where(seen, ow, 0)", "ow", POOL_SIDE_BY_SIDE),
+    Mutation("max_pooling", "(i < output_shape[1])", "(i <= output_shape[1])", POOL_SIDE_BY_SIDE),
+    Mutation("max_pooling", "(j < output_shape[2])", "(j <= output_shape[2])", POOL_SIDE_BY_SIDE),
+    Mutation("max_pooling", "tl.where(covered, i, 0)", "i", POOL_SIDE_BY_SIDE),
+    Mutation("max_pooling", "tl.where(covered, j, 0)", "j", POOL_SIDE_BY_SIDE),
 ]
 
 

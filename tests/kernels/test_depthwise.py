@@ -1,7 +1,8 @@
-"""Depthwise convolution and its gradients equal torch's, exactly on small integers, and compile without spills."""
+"""Depthwise convolution and its gradients: equal to torch's on small integers, and compiled without spills."""
 
 import itertools
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -10,12 +11,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import conv2d
 
+from lightconv.analysis.compilation import Compiled
 from lightconv.analysis.machine_code import count
-from lightconv.kernels import depthwise
-from lightconv.kernels.tiles import ARCHITECTURES
+from lightconv.kernels import depthwise, depthwise_plan
+from lightconv.kernels.tiles import ARCHITECTURES, Tiles
+from lightconv.kernels.window import Window
 
-TILES = depthwise.TILES["sm_80"]  # the interpreter's; every architecture's are the same
-WEIGHT_TILES = depthwise.WEIGHT_TILES["sm_80"]
+TILES = depthwise_plan.TILES["sm_80"]  # the interpreter's; all architectures have the same
+WEIGHT_TILES = depthwise_plan.WEIGHT_TILES["sm_80"]
 NAMES = ("output", "grad_input", "grad_weight", "grad_bias")
 
 
@@ -31,7 +34,7 @@ class Geometry(NamedTuple):
 
     @property
     def window(self):
-        return self.stride, self.padding, self.dilation
+        return Window(self.stride, self.padding, self.dilation)
 
     @property
     def output(self):
@@ -44,7 +47,7 @@ def channels_last(t: Tensor) -> Tensor:
 
 
 def sliced(t: Tensor) -> Tensor:
-    """The same values, nowhere dense, from the inside of a larger tensor."""
+    """Copy into the inside of a larger tensor, so that no dimension is dense."""
     n, c, h, w = t.shape
     larger = t.new_full((n, 2 * c, h + 2, w + 3), 100)
     result = larger[:, ::2, 1:-1, 1:-2]
@@ -55,7 +58,7 @@ LAYOUTS = {"channels_last": channels_last, "contiguous": Tensor.contiguous, "sli
 
 
 def operands(geometry: Geometry, values=lambda *shape: torch.randint(-3, 4, shape).float()) -> list[Tensor]:
-    """Input, weight, bias and the output's gradient."""
+    """Return images, weight, bias and the gradient of the output."""
     filters = geometry.channels * geometry.multiplier
     return [
         values(geometry.images, geometry.channels, *geometry.image),
@@ -65,21 +68,32 @@ def operands(geometry: Geometry, values=lambda *shape: torch.randint(-3, 4, shap
     ]
 
 
-def torchs(x: Tensor, w: Tensor, b: Tensor, g: Tensor, geometry: Geometry) -> list[Tensor]:
-    """Output and gradients by torch, in float32."""
-    leaves = [t.detach().requires_grad_() for t in (x, w, b)]
-    y = conv2d(*leaves, *geometry.window, geometry.channels)
-    return [y.detach(), *torch.autograd.grad(y, leaves, g)]
+def by_torch(images: Tensor, weight: Tensor, bias: Tensor, grad_output: Tensor, geometry: Geometry) -> list[Tensor]:
+    """Return the output and the gradients by torch, in float32."""
+    leaves = [t.detach().requires_grad_() for t in (images, weight, bias)]
+    output = conv2d(*leaves, *geometry.window, geometry.channels)
+    return [output.detach(), *torch.autograd.grad(output, leaves, grad_output)]
 
 
-def ours(x: Tensor, w: Tensor, b: Tensor, g: Tensor, geometry: Geometry, tile=None, weight_tile=None) -> list[Tensor]:
-    """Output and gradients by the kernels; what they leave unwritten is NaN."""
-    y, dx, dw, db = (torch.full_like(t, float("nan")) for t in (g, x, w, b))
-    depthwise.forward((y,), x, w, b, *geometry.window, tile=tile)
-    depthwise.input_gradient((dx,), g, w, *geometry.window, tile=tile)
-    dw = dw.contiguous()
-    depthwise.weight_gradient((dw, db), g, x, *geometry.window, tile=weight_tile)
-    return [y, dx, dw, db]
+def by_kernels(
+    images: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    grad_output: Tensor,
+    geometry: Geometry,
+    tile=None,
+    weight_tile=None,
+) -> list[Tensor]:
+    """Return the output and the gradients by the kernels; an element they do not write is NaN."""
+    output, grad_input, grad_weight, grad_bias = (
+        torch.full_like(t, float("nan")) for t in (grad_output, images, weight, bias)
+    )
+    grad_weight = grad_weight.contiguous()
+    window = geometry.window
+    depthwise.forward((output,), images, weight, bias, window=window, tile=tile)
+    depthwise.input_gradient((grad_input,), grad_output, weight, window=window, tile=tile)
+    depthwise.weight_gradient((grad_weight, grad_bias), grad_output, images, window=window, tile=weight_tile)
+    return [output, grad_input, grad_weight, grad_bias]
 
 
 def assert_equal(actual: list[Tensor], expected: list[Tensor]) -> None:
@@ -96,7 +110,7 @@ def test_every_tile(tile, weight_tile, dtype, layout):
     geometry = Geometry()
     x, w, b, g = operands(geometry)
     arranged = [LAYOUTS[layout](t).to(dtype) if t.ndim == 4 else t.to(dtype) for t in (x, w, b, g)]
-    assert_equal(ours(*arranged, geometry, tile, weight_tile), torchs(x, w, b, g, geometry))
+    assert_equal(by_kernels(*arranged, geometry, tile, weight_tile), by_torch(x, w, b, g, geometry))
 
 
 sizes = st.tuples(st.integers(1, 7), st.integers(1, 10))
@@ -122,67 +136,88 @@ def test_random_geometry(geometry, layout):
     assume(min(geometry.output) > 0)
     x, w, b, g = operands(geometry)
     arranged = [LAYOUTS[layout](t) if t.ndim == 4 else t for t in (x, w, b, g)]
-    assert_equal(ours(*arranged, geometry), torchs(x, w, b, g, geometry))
+    assert_equal(by_kernels(*arranged, geometry), by_torch(x, w, b, g, geometry))
 
 
-@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("splits", [1, 2, 5])
-def test_split_sum(splits, bias, monkeypatch):
-    """Whatever the number of parts, the last of which may be empty, and of float16's, which are summed in float32."""
-    monkeypatch.setattr(depthwise, "_splits", lambda *_: splits)
+def test_split_sum(splits, with_bias, monkeypatch):
+    """Any number of splits, the last of which may be empty; float16 splits are summed in float32."""
+    monkeypatch.setattr(depthwise_plan, "split_count", lambda *_: splits)
     geometry = Geometry(image=(17, 9), multiplier=2, channels=3)
-    x, w, b, g = (t.half() for t in operands(geometry))
-    grad_weight = torch.full_like(w, float("nan"))
-    grad_bias = torch.full_like(b, float("nan")) if bias else None
-    depthwise.weight_gradient((grad_weight, grad_bias), channels_last(g), channels_last(x), *geometry.window)
-    *_, expected_weight, expected_bias = torchs(*(t.float() for t in (x, w, b, g)), geometry)
+    images, weight, bias, grad_output = (t.half() for t in operands(geometry))
+    grad_weight = torch.full_like(weight, float("nan"))
+    grad_bias = torch.full_like(bias, float("nan")) if with_bias else None
+    depthwise.weight_gradient(
+        (grad_weight, grad_bias), channels_last(grad_output), channels_last(images), window=geometry.window
+    )
+    exact = [t.float() for t in (images, weight, bias, grad_output)]
+    *_, expected_weight, expected_bias = by_torch(*exact, geometry)
     assert torch.equal(grad_weight, expected_weight.half())
-    if grad_bias is not None:
-        assert torch.equal(grad_bias, expected_bias.half())
+    assert grad_bias is None or torch.equal(grad_bias, expected_bias.half())
 
 
-def test_splits_fill_the_gpu():
-    assert depthwise._splits(blocks=1, rectangles=10**6, target="sm_90") == 3 * 132
-    assert depthwise._splits(blocks=10**6, rectangles=10**6, target="sm_90") == 1
-    assert depthwise._splits(blocks=1, rectangles=24, target="sm_90") == 3
-    assert depthwise._splits(blocks=1, rectangles=0, target="sm_90") == 1
+@pytest.mark.parametrize(
+    ("blocks", "rectangles", "splits"),
+    [(1, 10**6, 3 * 132), (10**6, 10**6, 1), (1, 24, 3), (1, 0, 1)],
+)
+def test_splits_fill_the_gpu(blocks, rectangles, splits):
+    assert depthwise_plan.split_count(blocks, rectangles, "sm_90") == splits
 
 
 @pytest.mark.parametrize("operand", [0, 3], ids=["input", "grad_output"])
-def test_nan_stays_where_it_belongs(operand):
+def test_nan_stays_in_its_window(operand):
     geometry = Geometry(padding=(0, 0))
     tensors = operands(geometry)
     tensors[operand][0, 0, 1, 2] = float("nan")
-    assert_equal(ours(*tensors, geometry), torchs(*tensors, geometry))
+    assert_equal(by_kernels(*tensors, geometry), by_torch(*tensors, geometry))
 
 
 def test_same_bits_twice(monkeypatch):
-    monkeypatch.setattr(depthwise, "_splits", lambda *_: 3)
+    monkeypatch.setattr(depthwise_plan, "split_count", lambda *_: 3)
     geometry = Geometry(image=(9, 9), channels=6)
     tensors = operands(geometry, torch.randn)
-    first, second = ours(*tensors, geometry), ours(*tensors, geometry)
+    first, second = by_kernels(*tensors, geometry), by_kernels(*tensors, geometry)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    for ours_, torchs_ in zip(first, torchs(*tensors, geometry), strict=True):
-        torch.testing.assert_close(ours_, torchs_)
+    for actual, expected in zip(first, by_torch(*tensors, geometry), strict=True):
+        torch.testing.assert_close(actual, expected)
 
 
-def launches(geometry: Geometry, dtype: torch.dtype, memory_format=torch.channels_last):
-    """Every launcher with arguments that have no memory, and its tiles."""
+class Case(NamedTuple):
+    """A launcher, tensors without memory to call it with, and its tiles."""
 
-    def values(*shape):
-        return torch.empty(
-            shape,
-            dtype=dtype,
-            device="meta",
-            memory_format=memory_format if len(shape) == 4 else torch.contiguous_format,
+    launcher: Callable[..., None]
+    tensors: tuple[Any, ...]
+    window: Window
+    tiles: Mapping[str, Tiles]
+
+    def compile(self, architecture, tile) -> Compiled:
+        from helpers.compiling import compile_launches
+
+        results = compile_launches(
+            self.launcher, *self.tensors, window=self.window, tile=tile, architecture=architecture
         )
+        for result in results:
+            spills = f"{result.name} {tile}: {result.spilled} spilled at {result.registers} registers"
+            assert result.spilled == 0, spills
+        return results[0]
 
-    x, w, b, g = operands(geometry, values)
-    return [
-        (depthwise.forward, ((g,), x, w, b, *geometry.window), depthwise.TILES),
-        (depthwise.input_gradient, ((x,), g, w, *geometry.window), depthwise.TILES),
-        (depthwise.weight_gradient, ((w, b), g, x, *geometry.window), depthwise.WEIGHT_TILES),
-    ]
+
+def cases(geometry: Geometry, dtype: torch.dtype, memory_format=torch.channels_last) -> dict[str, Case]:
+    def values(*shape):
+        image_format = memory_format if len(shape) == 4 else torch.contiguous_format
+        return torch.empty(shape, dtype=dtype, device="meta", memory_format=image_format)
+
+    images, weight, bias, grad_output = operands(geometry, values)
+    output, grad_input, grad_weight, grad_bias = grad_output, images, weight, bias
+    window, tiles, weight_tiles = geometry.window, depthwise_plan.TILES, depthwise_plan.WEIGHT_TILES
+    return {
+        "forward": Case(depthwise.forward, ((output,), images, weight, bias), window, tiles),
+        "input gradient": Case(depthwise.input_gradient, ((grad_input,), grad_output, weight), window, tiles),
+        "weight gradient": Case(
+            depthwise.weight_gradient, ((grad_weight, grad_bias), grad_output, images), window, weight_tiles
+        ),
+    }
 
 
 MOBILENET = Geometry(channels=144, image=(56, 56), images=32)
@@ -196,17 +231,8 @@ HARDER = {
 }
 
 
-def compiled(launcher, arguments, architecture, tile):
-    from helpers.compiling import compile_launches
-
-    results = compile_launches(launcher, *arguments, architecture=architecture, tile=tile)
-    for result in results:
-        assert result.spilled == 0, f"{result.name} {tile}: {result.spilled} spilled at {result.registers} registers"
-    return results[0]
-
-
 def compilations():
-    """Every architecture and dtype, of which two stand for all in `make test`."""
+    """Yield every architecture and dtype; `make test` compiles for two of them."""
     for architecture, dtype in itertools.product(ARCHITECTURES, (torch.bfloat16, torch.float32)):
         representative = (architecture, dtype) in {("sm_90", torch.bfloat16), ("gfx942", torch.float32)}
         yield pytest.param(architecture, dtype, marks=[] if representative else [pytest.mark.every_tile])
@@ -215,36 +241,35 @@ def compilations():
 @pytest.mark.compile
 @pytest.mark.parametrize(("architecture", "dtype"), list(compilations()), ids=str)
 def test_every_tile_compiles(architecture, dtype):
-    for launcher, arguments, tiles in launches(MOBILENET, dtype):
-        for tile in tiles[architecture]:
-            result = compiled(launcher, arguments, architecture, tile)
-            assert result.shared <= 48 * 1024
+    for case in cases(MOBILENET, dtype).values():
+        for tile in case.tiles[architecture]:
+            assert case.compile(architecture, tile).shared <= 48 * 1024
 
 
 @pytest.mark.compile
 @pytest.mark.parametrize("geometry", HARDER)
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format], ids=str)
 def test_largest_tile_compiles(memory_format, geometry):
-    for launcher, arguments, tiles in launches(HARDER[geometry], torch.float32, memory_format):
-        compiled(launcher, arguments, "sm_90", tiles["sm_90"][0])
+    for case in cases(HARDER[geometry], torch.float32, memory_format).values():
+        case.compile("sm_90", case.tiles["sm_90"][0])
 
 
 @pytest.mark.compile
 @pytest.mark.parametrize("channels", [144, 64, 24])
-def test_images_are_loaded_16_bytes_at_once(channels):
-    geometry = MOBILENET._replace(channels=channels)
-    for launcher, arguments, tiles in launches(geometry, torch.float16):
-        sass = compiled(launcher, arguments, "sm_90", tiles["sm_90"][0]).machine_code
+def test_loads_of_16_bytes(channels):
+    for case in cases(MOBILENET._replace(channels=channels), torch.float16).values():
+        sass = case.compile("sm_90", case.tiles["sm_90"][0]).machine_code
         assert "LDG.E.128" in sass
-        # what is loaded one by one: the weights of the three taps of a row, a thread's eight channels each
+        # weights are loaded one by one: three taps of a row, eight channels per thread
         assert sass.count("LDG.E.U16") <= 3 * 8
 
 
 @pytest.mark.compile
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
-def test_the_weight_gradient_reads_a_gradient_once_for_all_taps(architecture):
-    launcher, arguments, _ = launches(MOBILENET, torch.float16)[2]
-    loop = count(compiled(launcher, arguments, architecture, tile=None).loop)
+def test_weight_gradient_loads_a_gradient_once(architecture):
+    """One load of the gradient serves the loads of nine taps."""
+    case = cases(MOBILENET, torch.float16)["weight gradient"]
+    loop = count(case.compile(architecture, tile=None).loop)
     assert loop["memory"] == 1 + 9
     assert loop["division"] == 0
     assert loop["integer"] <= 18 * 9, "addresses and masks of a tap, which serve eight channels"

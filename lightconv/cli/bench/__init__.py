@@ -1,4 +1,4 @@
-"""lightconv bench: how lightconv compares with torch, counted in bytes or measured in time; a file each."""
+"""lightconv bench: compare lightconv with torch, in bytes or in time. Each comparison is a module of this package."""
 
 import importlib
 from pathlib import Path
@@ -9,7 +9,7 @@ from lightconv.cli.bench.report import Report
 from lightconv.cli.settings import DTYPES, check_choice, check_integer
 from lightconv.errors import InputError
 
-# each is a file here with a function of that name, and the Markdown file that output=auto writes
+# name of a module here and of its function -> Markdown file of output=auto
 WHAT = {
     "traffic": None,
     "kernels": "bench_kernels.md",
@@ -18,24 +18,29 @@ WHAT = {
     "pipeline": None,
     "features": None,
 }
-_LEAST = {"rounds": 1, "batch_size": 1, "images": 1, "num_workers": 0}
 
 
 def bench(config: DictConfig) -> None:
-    """Print, and where asked to write down, how lightconv compares with torch.
+    """Print a comparison of lightconv with torch, and write it to a file if the configuration names one.
+
+    Args:
+        config: settings of conf/bench.yaml.
 
     Raises:
-        InputError: for unknown settings, or a measurement without the GPU that it needs.
+        InputError: If a setting is invalid, or the comparison needs a GPU and there is none.
     """
     check_choice(config, "what", WHAT)
     check_choice(config, "dtype", DTYPES)
-    for name, least in _LEAST.items():
-        if (name, config[name]) != ("images", None):
-            check_integer(config, name, least)
+    check_integer(config, "rounds")
+    check_integer(config, "batch_size")
+    check_integer(config, "num_workers", 0)
+    if config.images is not None:
+        check_integer(config, "images")
+    # checked before anything is measured: measuring takes minutes
     output = _output(config)
-    # the others' libraries take seconds to import
-    measure = getattr(importlib.import_module(f"{__name__}.{config.what}"), config.what)
-    report: Report = measure(config)
+    # imported here: the libraries of a comparison take seconds to load
+    module = importlib.import_module(f"{__name__}.{config.what}")
+    report: Report = getattr(module, config.what)(config)
     report.show()
     if output is not None:
         report.write(output)
@@ -47,5 +52,5 @@ def _output(config: DictConfig) -> Path | None:
         return None
     path = Path(str(chosen))
     if path.suffix != ".md":
-        raise InputError(f"output={chosen}: name a Markdown file, FILE.md, or give null to write none")
+        raise InputError(f"output={chosen}: give the name of a Markdown file, FILE.md, or null to write none")
     return path

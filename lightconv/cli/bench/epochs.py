@@ -1,7 +1,6 @@
-"""An epoch of loading and of training, by lightconv and as one writes it by hand.
+"""Time of an epoch of loading and of training, by lightconv and by hand.
 
-Each loader and each training runs two epochs, of which the second is timed: what is made, compiled or allocated once
-lies before it.
+Each loader and each training runs two epochs. The second is timed: the first also builds, compiles and allocates.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -26,29 +25,36 @@ from lightconv.data.base import Split
 from lightconv.nn import ConvBlock
 from lightconv.runs.build import build_task, instantiate
 
-EPOCHS = 2  # a warm-up, and the one that is timed
+EPOCHS = 2  # a warm-up epoch and a timed one
 
 
 class Sized(ImageData):
-    """A set whose training part is repeated, or cut, to a number of images."""
+    """Data with a chosen number of training images: the training part repeated or cut.
+
+    Args:
+        data: data to take images from.
+        count: number of training images.
+    """
 
     def __init__(self, data: ImageData, count: int) -> None:
         super().__init__(data.batch_size, seed=data.seed)
-        self.data, self.count, self.image_shape = data, count, data.image_shape
+        self.data = data
+        self.count = count
+        self.image_shape = data.image_shape
 
     def load(self, stage: str) -> dict[str, Split]:
-        """Take the training images from the first on, again and again."""
+        """Take the training images in their order, again and again."""
         images, labels = self.data.split("train")
         chosen = torch.arange(self.count) % len(labels)
         return {"train": (images[chosen], labels[chosen]), "validation": self.data.split("validation")}
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Shift and scale as the set itself does."""
+        """Normalise images as the data do."""
         return self.data.normalize(images)
 
 
-def trainer(*callbacks: L.Callback) -> L.Trainer:
-    """The Trainer of every side that has one: nothing beside the training."""
+def build_trainer(*callbacks: L.Callback) -> L.Trainer:
+    """Build a Trainer for training alone: no validation, logs, checkpoints or progress bar."""
     return L.Trainer(
         max_epochs=EPOCHS,
         devices=1,
@@ -63,105 +69,138 @@ def trainer(*callbacks: L.Callback) -> L.Trainer:
 
 @cache
 def device() -> torch.device:
-    """Where Lightning trains by itself, and so everybody here."""
-    return trainer().strategy.root_device
+    """Return Lightning's default device. Every side uses it."""
+    return build_trainer().strategy.root_device
 
 
 # ------------------------------------------------------------------------------------------------------- loading
 
 
 class PerImage(Dataset[tuple[Tensor, int]]):
-    """Images one by one through torchvision's transforms; from arrays, since out of PIL images they are slower yet."""
+    """Images loaded one by one through torchvision's transforms.
+
+    The images are arrays: torchvision takes longer for PIL images.
+
+    Args:
+        data: training images.
+    """
 
     def __init__(self, data: Sized) -> None:
         images, labels = data.split("train")
-        self.images, self.labels = images[:].permute(0, 2, 3, 1).numpy(), labels.tolist()
+        # (n, c, h, w) -> (n, h, w, c)
+        self.images = images[:].permute(0, 2, 3, 1).numpy()
+        self.labels = labels.tolist()
         self.transform = Compose([ToTensor(), Normalize(data.data.mean, data.data.std)])
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """An image and its label."""
+        """Return an image and its label."""
         return self.transform(self.images[index]), self.labels[index]
 
 
 class Indexed:
-    """Shuffled batches of images that lie normalised on the device: the least that loading can be."""
+    """Shuffled batches of images stored normalised on the device: the least work of any loader.
+
+    Args:
+        data: training images.
+    """
 
     def __init__(self, data: Sized) -> None:
         images, labels = data.split("train")
-        self.images, self.labels = data.normalize(images[:].float() / 255).to(device()), labels.to(device())
+        self.images = data.normalize(images[:].float() / 255).to(device())
+        self.labels = labels.to(device())
         self.batch_size = data.batch_size
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Begin an epoch in a new order."""
+        """Yield the batches of an epoch in a new order."""
         for chosen in torch.randperm(len(self.labels), device=self.labels.device).split(self.batch_size):
             yield self.images[chosen], self.labels[chosen]
 
 
-def _lightconv_loader(config: DictConfig, data: Sized) -> Iterable[Any]:
+def lightconv_loader(config: DictConfig, data: Sized) -> Iterable[Any]:
+    """Build the loader of lightconv.data."""
     loader = Sized(data.data, data.count).train_dataloader()
-    loader.device = device()
+    loader.device = device()  # without a Trainer, nobody sets it
     return loader
 
 
-def _torchvision_loader(config: DictConfig, data: Sized) -> Iterable[Any]:
+def torchvision_loader(config: DictConfig, data: Sized) -> Iterable[Any]:
+    """Build torch's DataLoader of torchvision's transforms."""
     return DataLoader(PerImage(data), batch_size=data.batch_size, shuffle=True, num_workers=config.num_workers)
 
 
 LOADERS: dict[str, Callable[[DictConfig, Sized], Iterable[Any]]] = {
-    "lightconv.data": _lightconv_loader,
-    "DataLoader of transforms": _torchvision_loader,
+    "lightconv.data": lightconv_loader,
+    "DataLoader of transforms": torchvision_loader,
     "whole batches": lambda config, data: Indexed(data),
 }
 
 
 def loading_seconds(name: str, config: DictConfig, data: Sized) -> float:
-    """Seconds of an epoch in which a loader's batches get to the device and nothing else happens."""
-    loader, target = LOADERS[name](config, data), device()
+    """Return the seconds of an epoch without training: batches only move to the device.
+
+    Args:
+        name: one of `LOADERS`.
+        config: settings of conf/bench.yaml.
+        data: training images.
+    """
+    loader = LOADERS[name](config, data)
+    target = device()
     for _ in range(EPOCHS):
-        started = clock()
+        start = clock()
         for images, labels in loader:
             images.to(target)
             labels.to(target)
-    return clock() - started
+    return clock() - start
 
 
 # ------------------------------------------------------------------------------------------------------ training
 
 
 class Trained(NamedTuple):
-    """Seconds of the last epoch, and the network after it."""
+    """A network after its training.
+
+    Attributes:
+        seconds: time of the last epoch.
+        model: trained network.
+    """
 
     seconds: float
     model: Module
 
 
 class Stopwatch(L.Callback):
-    """Time the last epoch of a training, up to its last hook."""
+    """Callback with the time of the last epoch, up to the last hook of the training."""
 
     seconds = 0.0
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start again."""
-        self._started = clock()
+        """Start the clock again."""
+        self._start = clock()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop."""
-        self.seconds = clock() - self._started
+        """Stop the clock."""
+        self.seconds = clock() - self._start
 
 
 class ByHand(L.LightningModule):
-    """A classifier as Lightning's tutorials write it."""
+    """A classifier in the style of Lightning's tutorials.
+
+    Args:
+        model: network.
+        optimizer: function that builds the optimizer from parameters.
+    """
 
     def __init__(self, model: Module, optimizer: Callable[..., torch.optim.Optimizer]) -> None:
         super().__init__()
-        self.model, self.optimizer = model, optimizer
+        self.model = model
+        self.optimizer = optimizer
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Return the loss of a batch; log it, and the accuracy, as means over the epoch."""
+        """Return the loss of a batch; log the means of loss and accuracy over the epoch."""
         images, labels = batch
         logits = self.model(images)
         loss = cross_entropy(logits, labels)
@@ -175,44 +214,57 @@ class ByHand(L.LightningModule):
         return self.optimizer(self.parameters())
 
 
-def _lightconv(config: DictConfig, data: Sized) -> Trained:
+def train_by_lightconv(config: DictConfig, data: Sized) -> Trained:
+    """Train with the task, the data and the callbacks of `lightconv train`."""
     torch.manual_seed(config.seed)
-    task, watch = build_task(config), Stopwatch()
-    trainer(watch, RandomState(), GracefulStop()).fit(task, data)  # the callbacks that `lightconv train` brings
+    task = build_task(config)
+    watch = Stopwatch()
+    build_trainer(watch, RandomState(), GracefulStop()).fit(task, data)
     return Trained(watch.seconds, task.model)
 
 
-def _lightning(config: DictConfig, data: Sized) -> Trained:
-    task, watch = ByHand(_network(config, TorchBlock), instantiate(config.optimizer)), Stopwatch()
-    trainer(watch).fit(task, _torchvision_loader(config, data))
+def train_by_lightning(config: DictConfig, data: Sized) -> Trained:
+    """Train a module in the style of Lightning's tutorials from torch's DataLoader."""
+    task = ByHand(_network(config, TorchBlock), instantiate(config.optimizer))
+    watch = Stopwatch()
+    build_trainer(watch).fit(task, torchvision_loader(config, data))
     return Trained(watch.seconds, task.model)
 
 
-def _loop(config: DictConfig, data: Sized, block: type[Module]) -> Trained:
-    model, batches = _network(config, block).to(device()), Indexed(data)
+def train_by_loop(config: DictConfig, data: Sized, block: type[Module]) -> Trained:
+    """Train in a plain loop of PyTorch from images on the device."""
+    model = _network(config, block).to(device())
+    batches = Indexed(data)
     optimizer = instantiate(config.optimizer)(model.parameters())
     for _ in range(EPOCHS):
-        started = clock()
+        start = clock()
         for images, labels in batches:
             optimizer.zero_grad()
             cross_entropy(model(images), labels).backward()
             optimizer.step()
-    return Trained(clock() - started, model)
+    return Trained(clock() - start, model)
 
 
 def _network(config: DictConfig, block: type[Module]) -> Module:
+    # the same seed for every side, so that all start from the same parameters
     torch.manual_seed(config.seed)
     return instantiate(config.model, block=block).to(**tensor_format(config))
 
 
 TRAININGS: dict[str, Callable[[DictConfig, Sized], Trained]] = {
-    "lightconv": _lightconv,
-    "Lightning + DataLoader": _lightning,
-    "PyTorch loop": partial(_loop, block=TorchBlock),
-    "PyTorch loop, lightconv.nn": partial(_loop, block=ConvBlock),
+    "lightconv": train_by_lightconv,
+    "Lightning + DataLoader": train_by_lightning,
+    "PyTorch loop": partial(train_by_loop, block=TorchBlock),
+    "PyTorch loop, lightconv.nn": partial(train_by_loop, block=ConvBlock),
 }
 
 
 def training_seconds(name: str, config: DictConfig, data: Sized) -> float:
-    """Seconds of an epoch of training."""
+    """Return the seconds of an epoch of training.
+
+    Args:
+        name: one of `TRAININGS`.
+        config: settings of conf/bench.yaml.
+        data: training images.
+    """
     return TRAININGS[name](config, data).seconds

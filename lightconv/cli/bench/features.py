@@ -1,7 +1,7 @@
-"""what=features: an epoch of training the head of a frozen network on cached features, and on images."""
+"""what=features: time of an epoch of training a frozen network's head, on cached features and on images."""
 
 from statistics import mean, median
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
@@ -16,59 +16,84 @@ from lightconv.models import Pretrained
 from lightconv.runs.build import build_data, build_task
 from lightconv.runs.results import run_title
 
-_SIDES = {"features": "memory", "images": None}
+_CACHES = {"features": "memory", "images": None}  # input of the head -> cache of FineTuning
 _NOTE = (
-    "Both train the same head for the same epochs from the same seed, round by round from another one. Not timed: "
-    "computing the features, once, in about the time of an epoch on images; validation and testing."
+    "Both train the same head for the same epochs. Both use the same seed; it changes from round to round. Not timed: "
+    "computing the features once, in about the time of an epoch on images; validation and testing."
 )
 
 
+class TrainedHead(NamedTuple):
+    """A head after its training.
+
+    Attributes:
+        title: network and data.
+        seconds: time of each epoch.
+        accuracy: share of correct test images.
+    """
+
+    title: str
+    seconds: list[float]
+    accuracy: float
+
+
 def features(config: DictConfig) -> Report:
-    """Time epochs of both, and test what they have learned.
+    """Time epochs on features and on images, and test both heads.
+
+    Args:
+        config: settings of conf/bench.yaml.
 
     Raises:
-        InputError: for a network that is not pretrained, or images that vary from epoch to epoch.
+        InputError: If the network is not pretrained, or images change from epoch to epoch.
     """
     check_integer(config.features, "epochs")
     if config.dtype != "float32" or config.data.augmentation is not None:
         raise InputError("what=features trains in float32, on images that stay the same: leave augmentation out")
-    quiet()  # again: Lightning has not been imported before this file was
-    seconds: dict[str, list[float]] = {side: [] for side in _SIDES}
-    accuracies: dict[str, list[float]] = {side: [] for side in _SIDES}
+    quiet()  # once more, because this module has imported Lightning
+    seconds: dict[str, list[float]] = {side: [] for side in _CACHES}
+    accuracies: dict[str, list[float]] = {side: [] for side in _CACHES}
+    # both sides in turns, so that a drifting clock slows both
     for seed in range(config.seed, config.seed + config.rounds):
-        for side, cache in _SIDES.items():
-            title, taken, accuracy = train(config, cache, seed)
-            seconds[side] += taken
-            accuracies[side].append(accuracy)
-    rows = [
-        {
+        for side, cache in _CACHES.items():
+            trained = train(config, cache, seed)
+            seconds[side] += trained.seconds
+            accuracies[side].append(trained.accuracy)
+    rows = []
+    for side in _CACHES:
+        row = {
             "the head sees": side,
             "seconds": median(seconds[side]),
             "images / features": median(seconds["images"]) / median(seconds[side]),
             "test accuracy": mean(accuracies[side]),
         }
-        for side in _SIDES
-    ]
+        rows.append(row)
     depends_on = circumstances(config, torch.empty(0).device, "torch", "lightning")
-    return Report({f"seconds of an epoch, {config.features.epochs} of {title}: {depends_on}": rows}, _NOTE)
+    title = f"seconds of an epoch, {config.features.epochs} of {trained.title}: {depends_on}"
+    return Report({title: rows}, _NOTE)
 
 
-def train(config: DictConfig, cache: str | None, seed: int) -> tuple[str, list[float], float]:
-    """Train a head.
+def train(config: DictConfig, cache: str | None, seed: int) -> TrainedHead:
+    """Train and test a head.
 
-    Returns:
-        What was trained on what, the seconds of each epoch, and the test accuracy.
+    Args:
+        config: settings of conf/bench.yaml.
+        cache: "memory" to train on cached features, None to train on images.
+        seed: seed of all random numbers.
+
+    Raises:
+        InputError: If the network is not pretrained.
     """
     L.seed_everything(seed, verbose=False)
     task = build_task(config)
     if not isinstance(task.model, Pretrained):
         raise InputError("what=features: choose model=efficientnet_lite0, or model=pretrained and its backbone")
     data = build_data(config, task)
-    epochs = Epochs()
+    timer = EpochTimer()
     trainer = L.Trainer(
         max_epochs=config.features.epochs,
         accelerator="cpu",
-        callbacks=[FineTuning([{"epoch": 0, "train": "head"}], cache=cache), epochs],
+        # one stage: the head alone trains from the first epoch on
+        callbacks=[FineTuning([{"epoch": 0, "train": "head"}], cache=cache), timer],
         limit_val_batches=0,
         logger=False,
         enable_checkpointing=False,
@@ -77,20 +102,20 @@ def train(config: DictConfig, cache: str | None, seed: int) -> tuple[str, list[f
     )
     trainer.fit(task, datamodule=data)
     (figures,) = trainer.test(task, datamodule=data, verbose=False)
-    return run_title(task, data), epochs.seconds, figures["test/accuracy"]
+    return TrainedHead(run_title(task, data), timer.seconds, figures["test/accuracy"])
 
 
-class Epochs(L.Callback):
-    """Takes the time of each."""
+class EpochTimer(L.Callback):
+    """Callback with the time of each epoch, in seconds."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
-        self._started = 0.0
+        self._start = 0.0
 
     def on_train_epoch_start(self, *args: Any) -> None:
         """Start the clock."""
-        self._started = clock()
+        self._start = clock()
 
     def on_train_epoch_end(self, *args: Any) -> None:
-        """Stop it."""
-        self.seconds.append(clock() - self._started)
+        """Stop the clock."""
+        self.seconds.append(clock() - self._start)

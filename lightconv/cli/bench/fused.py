@@ -1,6 +1,7 @@
-"""what=fused: whole networks of torchvision after `lightconv.fuse` and before, in time on any machine."""
+"""what=fused: time of torchvision's networks after `lightconv.fuse` and before, on any machine."""
 
 import copy
+from collections.abc import Callable
 from functools import partial
 from statistics import median
 from typing import Any
@@ -18,50 +19,77 @@ from lightconv.surgery.fuse import fuse, unfuse
 
 
 def fused(config: DictConfig) -> Report:
-    """Time networks in evaluation, as lightconv serves them by itself ("auto").
+    """Time networks in evaluation mode with backend "auto".
+
+    Args:
+        config: settings of conf/bench.yaml.
 
     Raises:
-        InputError: for an unknown network, or one in which there is nothing to fuse.
+        InputError: If a network is unknown, or has nothing to fuse.
     """
     check_integer(config.fused, "batch_size")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    known = {name: build_network(name) for name in as_list(config.fused.networks)}  # a misspelt one costs no time
-    rows = [measure(name, *network, config, device) for name, network in known.items()]
+    # build all networks first, so that a misspelt name fails before anything is measured
+    networks = {name: build_network(name) for name in as_list(config.fused.networks)}
+    rows = [measure(name, network, size, config, device) for name, (network, size) in networks.items()]
     depends_on = circumstances(config, device, "torch", "torchvision")
     return Report({f"milliseconds of {config.fused.batch_size} images in evaluation: {depends_on}": rows})
 
 
 @torch.inference_mode()
 def measure(
-    name: str, network: Module, size: tuple[int, int, int], config: DictConfig, device: torch.device
+    name: str,
+    network: Module,
+    size: tuple[int, int, int],
+    config: DictConfig,
+    device: torch.device,
 ) -> dict[str, Any]:
-    """Time a network fused and unfused, once it is known to compute the same.
+    """Compare the results of a network fused and unfused, then time both.
 
-    Both are the same modules, so that neither has the better place in memory: it is fused and unfused in turns.
+    Both sides are the same modules, fused and unfused in turns. Neither has a better place in memory.
+
+    Args:
+        name: name of the network in the table.
+        network: network to time.
+        size: size of an image, (c, h, w).
+        config: dtype, memory format, rounds and batch size.
+        device: device that runs the network.
+
+    Returns:
+        A table row.
     """
-    network.to(device).train()(torch.randn(2, *size, device=device))  # for statistics that are not those of the start
+    network.to(device)
+    # a training step, so that BatchNorm's statistics differ from their initial values
+    network.train()(torch.randn(2, *size, device=device))
     images = torch.randn(config.fused.batch_size, *size, device=device)
     check(network.eval(), images)
-    network, images = network.to(**tensor_format(config)), images.to(**tensor_format(config))
-    contenders = {"fused": partial(_after, fuse, network, images), "unfused": partial(_after, unfuse, network, images)}
-    taken = sample_in_turns(contenders, config.rounds)
-    ratios = [ours / theirs for ours, theirs in zip(*taken.values(), strict=True)]  # of a round: others may come and go
+    network = network.to(**tensor_format(config))
+    images = images.to(**tensor_format(config))
+    contenders = {
+        "fused": partial(_change_and_time, fuse, network, images),
+        "unfused": partial(_change_and_time, unfuse, network, images),
+    }
+    samples = sample_in_turns(contenders, config.rounds)
+    # ratios per round: load from other programs changes between rounds
+    ratios = [ours / theirs for ours, theirs in zip(samples["fused"], samples["unfused"], strict=True)]
     return {
         "network": name,
         "convolutions fused": len(fuse(network).fused),
-        **{side: median(values) for side, values in taken.items()},
+        "fused": median(samples["fused"]),
+        "unfused": median(samples["unfused"]),
         "fused / unfused": median(ratios),
     }
 
 
 def check(network: Module, images: Tensor) -> None:
-    """Make sure that fusing changes nothing but rounding: in float64 to nine digits."""
-    exact, images = copy.deepcopy(network).double(), images.double()
+    """Compare results in float64: fusing may change rounding, but nine digits agree."""
+    exact = copy.deepcopy(network).double()
+    images = images.double()
     expected = exact(images)
     fuse(exact)
     torch.testing.assert_close(exact(images), expected, rtol=0, atol=1e-9 * expected.abs().max().item())
 
 
-def _after(change: Any, network: Module, images: Tensor) -> float:
+def _change_and_time(change: Callable[[Module], Any], network: Module, images: Tensor) -> float:
     change(network)
     return milliseconds(partial(network, images))

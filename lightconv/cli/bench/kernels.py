@@ -1,4 +1,4 @@
-"""what=kernels: lightconv's kernels against torch, eager and compiled, in time on a GPU."""
+"""what=kernels: time of lightconv's kernels and of torch, eager and compiled, on a GPU."""
 
 from typing import Any
 
@@ -9,81 +9,89 @@ from lightconv import visualize
 from lightconv.analysis import layers
 from lightconv.analysis.gpus import GPU, find_gpu
 from lightconv.autotune.timing import cudnn_benchmark, milliseconds_on_gpu
-from lightconv.cli.bench.layers import LAYERS, Contender, Layer, check, sides, timed
+from lightconv.cli.bench.layers import LAYERS, Contender, Layer, build_sides, check, time_passes
 from lightconv.cli.bench.report import Report, circumstances
 from lightconv.errors import InputError
 from lightconv.operators.backend import use_backend
 
-_COMPILED = {
+_COMPILE_MODES = {
     "torch.compile": "default",
-    "reduce-overhead": "reduce-overhead",  # CUDA graphs: what launches cost is gone
-    "max-autotune": "max-autotune",  # and Triton templates, timed against cuDNN
+    "reduce-overhead": "reduce-overhead",  # CUDA graphs: no launch costs
+    "max-autotune": "max-autotune",  # Triton templates, timed against cuDNN
 }
 
 
 def kernels(config: DictConfig) -> Report:
     """Time every layer of `LAYERS`.
 
+    Args:
+        config: settings of conf/bench.yaml.
+
     Raises:
-        InputError: without a GPU or Triton.
+        InputError: If there is no GPU, or Triton is not installed.
     """
     if not torch.cuda.is_available():
         raise InputError(
-            "what=kernels measures on a GPU and there is none here; what=traffic counts on any machine, and "
-            "what=blocks, fused and pipeline measure on any"
+            "what=kernels measures on a GPU and there is none here; what=traffic counts bytes on any machine, and "
+            "what=blocks, fused and pipeline measure on any machine"
         )
-    # the backend refuses here, before anything is measured, where Triton is not installed
+    # without Triton, use_backend raises before anything is measured
     with use_backend("triton"), cudnn_benchmark():
-        sheet = find_gpu(torch.cuda.get_device_name())
-        rows = [row for layer in LAYERS for row in measure(layer, config, "cuda", sheet)]
+        gpu = find_gpu(torch.cuda.get_device_name())
+        rows: list[dict[str, Any]] = []
+        for layer in LAYERS:
+            rows += measure(layer, config, "cuda", gpu)
     depends_on = circumstances(config, torch.device("cuda"), "torch", "triton")
     title = f"milliseconds of layers: {depends_on}, {_tf32()}"
     return Report({title: rows}, figure=visualize.relative_times(rows, "torch", title))
 
 
 def measure(layer: Layer, config: DictConfig, device: str, gpu: GPU | None = None) -> list[dict[str, Any]]:
-    """Time a layer by lightconv, torch and torch.compile, once they are known to compute the same.
+    """Compare the results of lightconv and torch, then time lightconv, torch and torch.compile.
 
     Args:
-        layer: to time.
+        layer: layer to time.
         config: dtype, memory format and rounds.
-        device: to time it on.
-        gpu: its data sheet, by which the share of the roofline is told that lightconv reaches.
+        device: "cuda"; "cpu" if kernels are interpreted.
+        gpu: data sheet of the GPU; it gives lightconv's share of the roofline.
 
     Returns:
-        A table row for the forward pass and one for forward and backward.
+        A table row for the forward pass, and one for the forward and backward pass.
     """
     check(layer, config, device, backend="triton")
+    # forget the compiled code of former layers
     torch.compiler.reset()
-    ours, theirs, images = sides(layer, config, device)
+    ours, theirs, images = build_sides(layer, config, device)
     contenders = {"lightconv": Contender("triton", ours), "torch": Contender("reference", theirs)}
-    for name, mode in _COMPILED.items():
+    for name, mode in _COMPILE_MODES.items():
         contenders[name] = Contender("reference", torch.compile(theirs, mode=mode))
-    described = {"layer": layer.name, "images": "x".join(map(str, layer.images))}
-    medians = timed(contenders, images, milliseconds_on_gpu, config.rounds)
-    least = _least_milliseconds(layer, config, gpu) if gpu else {}
-    return [
-        {
-            **described,
-            "pass": name,
-            **times,
-            "of roofline": f"{least[name] / times['lightconv']:.0%}" if least else "unknown",
-        }
-        for name, times in medians.items()
-    ]
+    medians = time_passes(contenders, images, milliseconds_on_gpu, config.rounds)
+    roofline = _roofline_milliseconds(layer, config, gpu) if gpu else {}
+    rows = []
+    for name, times in medians.items():
+        share = f"{roofline[name] / times['lightconv']:.0%}" if roofline else "unknown"
+        size = "x".join(map(str, layer.images))
+        rows.append({"layer": layer.name, "images": size, "pass": name, **times, "of roofline": share})
+    return rows
 
 
-def _least_milliseconds(layer: Layer, config: DictConfig, gpu: GPU) -> dict[str, float]:
-    """What each pass takes at least by the data sheet."""
+def _roofline_milliseconds(layer: Layer, config: DictConfig, gpu: GPU) -> dict[str, float]:
+    """Return the least time of each pass by the data sheet."""
     from lightconv.analysis.prediction import at_roofline  # noqa: PLC0415  Triton is not installed everywhere
 
-    ours, theirs, images = sides(layer, config, "meta")
+    ours, theirs, images = build_sides(layer, config, "meta")
     forward, backward = at_roofline(layers.Layer(layer.name, ours, images, theirs), gpu)
     return {"forward": 1e3 * forward, "forward+backward": 1e3 * (forward + backward)}
 
 
 def _tf32() -> str:
-    """What all contenders obey: the switches of torch."""
-    switches = {"convolutions": torch.backends.cudnn.conv, "matrix products": torch.backends.cuda.matmul}  # type: ignore[attr-defined]
-    states = (f"{'on' if s.fp32_precision == 'tf32' else 'off'} for {name}" for name, s in switches.items())
+    """Describe torch's TF32 switches. They hold for all contenders."""
+    states = [
+        f"{_on_or_off(torch.backends.cudnn.conv)} for convolutions",  # type: ignore[attr-defined]
+        f"{_on_or_off(torch.backends.cuda.matmul)} for matrix products",
+    ]
     return f"TF32 {', '.join(states)}"
+
+
+def _on_or_off(switch: Any) -> str:
+    return "on" if switch.fp32_precision == "tf32" else "off"

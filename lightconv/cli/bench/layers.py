@@ -1,4 +1,4 @@
-"""Layers of known networks, built of lightconv.nn and of torch.nn: found equal, then timed."""
+"""Layers of known networks, built from lightconv.nn and from torch.nn, checked for equality, and timed."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -10,13 +10,22 @@ from torch import Tensor
 from torch.nn import Module
 
 from lightconv import nn
-from lightconv.autotune.timing import PASSES, by_torch_in_float64, forward_and_backward, integers, medians
+from lightconv.autotune.timing import PASSES, Run, by_torch_in_float64, forward_and_backward, integers, medians
 from lightconv.cli.settings import tensor_format
 from lightconv.operators.backend import BackendName, use_backend
 
 
 class TorchBlock(torch.nn.Sequential):
-    """lightconv.nn.ConvBlock as it is written without lightconv."""
+    """Modules of torch.nn equal to lightconv.nn.ConvBlock.
+
+    Args:
+        in_channels: channels of the images.
+        out_channels: number of filters.
+        kernel_size: side of a filter, in pixels.
+        activation: name of the activation; only "relu".
+        pool: side of a pooling window, in pixels.
+        options: keyword arguments of torch.nn.Conv2d.
+    """
 
     def __init__(
         self,
@@ -33,13 +42,21 @@ class TorchBlock(torch.nn.Sequential):
 
 
 class Torch:
-    """torch's modules under the names that lightconv.nn gives its own."""
+    """Modules of torch.nn under lightconv.nn's names."""
 
-    Conv2d, MaxPool2d, ConvBlock = torch.nn.Conv2d, torch.nn.MaxPool2d, TorchBlock
+    Conv2d = torch.nn.Conv2d
+    MaxPool2d = torch.nn.MaxPool2d
+    ConvBlock = TorchBlock
 
 
 class Layer(NamedTuple):
-    """A layer of a known network, built of ``lightconv.nn`` or of `Torch`."""
+    """A layer of a known network.
+
+    Attributes:
+        name: name in the table.
+        images: size of a batch, (n, c, h, w).
+        build: function that builds the layer from ``lightconv.nn`` or `Torch`.
+    """
 
     name: str
     images: tuple[int, int, int, int]
@@ -78,60 +95,83 @@ LAYERS = (
 
 
 class Contender(NamedTuple):
-    """A module and the backend under which it runs."""
+    """A module to time.
+
+    Attributes:
+        backend: backend that runs it.
+        module: a Module, or the result of torch.compile.
+    """
 
     backend: BackendName
-    module: Any  # a Module, or what torch.compile makes of one
+    module: Any
 
 
-def sides(layer: Layer, config: DictConfig, device: str) -> tuple[Module, Module, Tensor]:
-    """The layer of lightconv.nn and of torch.nn, and images for it."""
-    ours, theirs = (layer.build(library).to(device, **tensor_format(config)) for library in (nn, Torch))
+def build_sides(layer: Layer, config: DictConfig, device: str) -> tuple[Module, Module, Tensor]:
+    """Build a layer from lightconv.nn and from torch.nn, and random images for both.
+
+    Args:
+        layer: layer to build.
+        config: dtype and memory format.
+        device: device of the modules and the images.
+    """
+    ours = layer.build(nn).to(device, **tensor_format(config))
+    theirs = layer.build(Torch).to(device, **tensor_format(config))
     images = torch.randn(layer.images, device=device).to(**tensor_format(config))
-    return ours, theirs, images.requires_grad_(layer.images[1] > 3)  # a first layer's images need no gradient
+    # up to 3 channels it is the first layer of a network, whose images need no gradient
+    return ours, theirs, images.requires_grad_(layer.images[1] > 3)
 
 
 def check(layer: Layer, config: DictConfig, device: str, backend: BackendName = "triton") -> None:
-    """Make sure that lightconv's result and gradients are torch's in float64: on small integers, to the last bit."""
-    ours, theirs, images = sides(layer, config, device)
+    """Compare lightconv's output and gradients with torch's in float64. On small integers all bits agree.
+
+    Args:
+        layer: layer to check.
+        config: dtype and memory format.
+        device: device of the modules and the images.
+        backend: backend of lightconv's side.
+    """
+    ours, theirs, images = build_sides(layer, config, device)
     with torch.no_grad():
-        for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
-            other.copy_(mine.copy_(integers(mine)))
+        for our_parameter, their_parameter in zip(ours.parameters(), theirs.parameters(), strict=True):
+            our_parameter.copy_(integers(our_parameter))
+            their_parameter.copy_(our_parameter)
         images.copy_(integers(images))
-        cotangent = integers(theirs(images))
+        grad_output = integers(theirs(images))
     with use_backend(backend):
-        actual = forward_and_backward(ours, images, cotangent)
-    expected = by_torch_in_float64(forward_and_backward, theirs, images, cotangent)
-    for a, e in zip(actual, expected, strict=True):
-        torch.testing.assert_close(a, e.to(a.dtype), rtol=0, atol=0, msg=lambda text: f"{layer.name}: {text}")
+        results = forward_and_backward(ours, images, grad_output)
+    references = by_torch_in_float64(forward_and_backward, theirs, images, grad_output)
+    for actual, expected in zip(results, references, strict=True):
+        torch.testing.assert_close(
+            actual, expected.to(actual.dtype), rtol=0, atol=0, msg=lambda text: f"{layer.name}: {text}"
+        )
 
 
-def timed(
+def time_passes(
     contenders: Mapping[str, Contender],
     images: Tensor,
     milliseconds: Callable[[Callable[[], Any]], float],
     rounds: int,
 ) -> dict[str, dict[str, float]]:
-    """Time the forward pass, and forward and backward together.
+    """Time the forward pass, and the forward and backward pass.
 
     Args:
-        contenders: by name.
-        images: that each is called with.
-        milliseconds: measures a step.
-        rounds: turns that are taken.
+        contenders: modules to time, keyed by name.
+        images: input of every module, (n, c, h, w).
+        milliseconds: clock of a step.
+        rounds: measurements of each contender, taken in turns.
 
     Returns:
-        The contenders' medians for each pass.
+        Median of each contender, keyed by pass and by name.
     """
-    cotangent = torch.randn_like(next(iter(contenders.values())).module(images))
+    first = next(iter(contenders.values()))
+    grad_output = torch.randn_like(first.module(images))
 
-    def measure(step: Callable[..., Any], backend: BackendName, module: Module) -> float:
-        with use_backend(backend):
-            return milliseconds(partial(step, module, images, cotangent))
+    def measure(run: Run, contender: Contender) -> float:
+        with use_backend(contender.backend):
+            return milliseconds(partial(run, contender.module, images, grad_output))
 
-    return {
-        name: medians(
-            {library: partial(measure, step, *contender) for library, contender in contenders.items()}, rounds
-        )
-        for name, step in PASSES.items()
-    }
+    times = {}
+    for name, run in PASSES.items():
+        measurements = {library: partial(measure, run, contender) for library, contender in contenders.items()}
+        times[name] = medians(measurements, rounds)
+    return times

@@ -1,4 +1,4 @@
-"""What every measurement shares: a clock, and a table that says what it depends on."""
+"""Results of a comparison: tables with titles, written to the terminal and to Markdown; and a clock."""
 
 import importlib
 import platform
@@ -15,12 +15,12 @@ from lightconv.cli import tables
 
 
 class Report(NamedTuple):
-    """What a bench has found.
+    """Results of a comparison.
 
     Attributes:
-        tables: by their titles, which say what was compared, on what, and in which unit; rows are dictionaries.
-        note: what is counted in and what is left out.
-        figure: the same as a picture.
+        tables: rows of each table, keyed by title; a title has the contenders, the circumstances and the unit.
+        note: explanation of the figures.
+        figure: picture of the figures.
     """
 
     tables: Mapping[str, Sequence[Mapping[str, Any]]]
@@ -28,14 +28,18 @@ class Report(NamedTuple):
     figure: Figure | None = None
 
     def show(self) -> None:
-        """Print it, without the picture."""
+        """Print tables and note."""
         for title, rows in self.tables.items():
             tables.show_rows(title, rows)
         if self.note:
             tables.console.print(self.note, highlight=False)
 
     def write(self, path: Path) -> None:
-        """Write it as Markdown, and the picture, if there is one, as a PNG beside it."""
+        """Write tables and note as Markdown, and the picture as a PNG file beside it.
+
+        Args:
+            path: Markdown file; its directory is created.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
         parts = [f"{title}\n\n{tables.markdown(rows)}" for title, rows in self.tables.items()]
         if self.note:
@@ -48,36 +52,44 @@ class Report(NamedTuple):
 
 
 def clock() -> float:
-    """Seconds, read when the accelerator has done what it was given."""
+    """Return the time in seconds, after the accelerator has finished its work."""
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
     return time.perf_counter()
 
 
 def circumstances(config: DictConfig, device: torch.device, *packages: str) -> str:
-    """What a time depends on: device, versions, dtype, memory format, and how many times it was taken."""
+    """Describe what a time depends on: device, versions, dtype, memory format and number of rounds.
+
+    Args:
+        config: dtype, memory format and rounds.
+        device: device that is measured.
+        packages: modules with a ``__version__``.
+    """
     versions = [f"{name} {importlib.import_module(name).__version__}" for name in packages]
-    repeated = f"median of {_counted(config.rounds, 'round')}"
-    return ", ".join([_device_name(device), *versions, config.dtype, memory_format(config), repeated])
+    repetitions = f"median of {_count(config.rounds, 'round')}"
+    name = device.type
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    elif device.type == "cpu":
+        name = f"{_cpu_name()}, {_count(torch.get_num_threads(), 'thread')}"
+    return ", ".join([name, *versions, config.dtype, memory_format(config), repetitions])
 
 
 def memory_format(config: DictConfig) -> str:
-    """The name of the memory format that was asked for."""
+    """Return the name of the memory format."""
     return "channels_last" if config.channels_last else "contiguous"
 
 
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{_cpu_name()}, {_counted(torch.get_num_threads(), 'thread')}" if device.type == "cpu" else device.type
-
-
-def _counted(number: int, noun: str) -> str:
+def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' if number > 1 else ''}"
 
 
 def _cpu_name() -> str:
-    described = Path("/proc/cpuinfo")  # Linux; platform.processor() is often empty there
-    lines = described.read_text().splitlines() if described.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return next(iter(names), platform.processor() or platform.machine())
+    # platform.processor() is often empty on Linux
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,4 +1,4 @@
-"""what=traffic: bytes moved and kernels launched by a training step, counted on any machine."""
+"""what=traffic: bytes and kernel launches of a training step, counted on any machine."""
 
 import torch
 from omegaconf import DictConfig
@@ -12,19 +12,25 @@ from lightconv.cli.settings import tensor_format
 from lightconv.errors import InputError
 from lightconv.runs.build import instantiate
 
+_MB = 1e6
+
 
 def traffic(config: DictConfig) -> Report:
-    """Count what a training step moves through memory by lightconv's blocks and by torch's.
+    """Count the bytes that a training step moves through memory, by lightconv's blocks and by torch's.
+
+    Args:
+        config: settings of conf/bench.yaml.
 
     Raises:
-        InputError: if there is no such model or layer.
+        InputError: If a layer does not exist, or the layers cannot follow each other.
     """
     side = config.model.image_size
-    images = torch.empty(config.batch_size, config.model.channels, side, side, device="meta").to(
-        **tensor_format(config)
-    )
-    ours, theirs = (_network(config, block) for block in (nn.ConvBlock, TorchBlock))
+    shape = (config.batch_size, config.model.channels, side, side)
+    images = torch.empty(shape, device="meta").to(**tensor_format(config))
+    ours = _network(config, nn.ConvBlock)
+    theirs = _network(config, TorchBlock)
     try:
+        # torch's modules word the error if sizes do not fit
         theirs(images)
     except RuntimeError as error:
         raise InputError(f"layers={config.layers} cannot follow each other from the images on: {error}") from error
@@ -48,12 +54,12 @@ def _network(config: DictConfig, block: type[Module]) -> Module:
         raise InputError(f"layers={config.layers}: list some of {known}, or give null for all") from error
 
 
-def _figures(counted: Traffic) -> dict[str, float]:
+def _figures(traffic: Traffic) -> dict[str, float]:
     return {
-        "launches": counted.launches,
-        "operators": counted.operators,
-        "read": counted.read / 1e6,
-        "written": counted.written / 1e6,
-        "read + written": (counted.read + counted.written) / 1e6,
-        "saved for backward": counted.saved / 1e6,
+        "launches": traffic.launches,
+        "operators": traffic.operators,
+        "read": traffic.read / _MB,
+        "written": traffic.written / _MB,
+        "read + written": (traffic.read + traffic.written) / _MB,
+        "saved for backward": traffic.saved / _MB,
     }

@@ -14,6 +14,7 @@ def settings():
 
 @pytest.fixture
 def tiny():
-    from lightconv.cli.bench.layers import Layer  # not earlier: tests/conftest.py says whether kernels are interpreted
+    # not earlier: tests/conftest.py decides whether kernels are interpreted
+    from lightconv.cli.bench.layers import Layer
 
     return Layer("tiny block", (2, 4, 6, 6), lambda nn: nn.ConvBlock(4, 2, 3, padding=1, pool=2))

@@ -10,12 +10,12 @@ from lightconv.cli.bench.layers import BLOCKS
 
 @pytest.fixture
 def counted(monkeypatch):
-    """Time by what a step returns, without a clock: a tensor forward, 4 forward and backward."""
+    """Replace the clock: the number of tensors from a step, 1 forward, 4 forward and backward."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(blocks, "milliseconds", lambda step: float(len(step())))
 
 
-def test_both_memory_formats_forward_and_backward(lightconv, capsys, tiny, counted, monkeypatch):
+def test_tables_of_both_memory_formats(lightconv, capsys, tiny, counted, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCKS", (tiny,))
     lightconv("bench", "what=blocks", "output=tables/mine.md", "rounds=2")
     table = (
@@ -33,7 +33,7 @@ def test_both_memory_formats_forward_and_backward(lightconv, capsys, tiny, count
 
 
 @pytest.mark.parametrize("layer", BLOCKS, ids=lambda layer: layer.name)
-def test_blocks_get_a_batch_that_a_cpu_can_take(layer):
+def test_batch_for_cpu(layer):
     assert isinstance(layer.build(nn), nn.ConvBlock)
     smaller = blocks.for_cpu(layer)
     assert 1 <= smaller.images[0] <= layer.images[0]
@@ -41,18 +41,18 @@ def test_blocks_get_a_batch_that_a_cpu_can_take(layer):
     assert "LeNet" not in layer.name or smaller == layer
 
 
-def test_a_wrong_block_is_refused_before_it_is_timed(tiny, settings, monkeypatch):
+def test_wrong_block_is_not_timed(tiny, settings, monkeypatch):
     monkeypatch.setattr(blocks, "milliseconds", lambda step: pytest.fail("timed"))
     wrong = tiny._replace(build=lambda nn: nn.MaxPool2d(2) if hasattr(nn, "modules") else torch.nn.AvgPool2d(2))
     with pytest.raises(AssertionError, match="tiny block"):
         blocks.measure(wrong, settings, "cpu")
 
 
-def test_half_precision_is_not_measured_on_a_cpu(lightconv, capsys, counted):
+def test_half_precision_on_cpu(lightconv, capsys, counted):
     with pytest.raises(SystemExit, match="2"):
         lightconv("bench", "what=blocks", "dtype=bfloat16")
     assert "error: dtype=bfloat16: on a CPU" in capsys.readouterr().err
 
 
-def test_torchs_timer_givesmilliseconds():
+def test_timer_of_torch():
     assert blocks.milliseconds(lambda: None) > 0

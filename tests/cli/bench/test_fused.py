@@ -22,7 +22,7 @@ def network():
 
 @pytest.fixture
 def counted(monkeypatch):
-    """Time without a clock: by how many convolutions are blocks, one more than that."""
+    """Replace the clock: one more than the number of fused convolutions."""
     calls = []
 
     def milliseconds(step):
@@ -35,7 +35,7 @@ def counted(monkeypatch):
     return calls
 
 
-def test_the_same_network_is_timed_fused_and_unfused_in_turns(network, settings, counted):
+def test_network_is_fused_and_unfused_in_turns(network, settings, counted):
     settings.rounds = 2
     row = fused.measure("tiny", network, (3, 8, 8), settings, torch.device("cpu"))
     assert row == {"network": "tiny", "convolutions fused": 1, "fused": 2.0, "unfused": 1.0, "fused / unfused": 2.0}
@@ -46,30 +46,27 @@ def test_the_same_network_is_timed_fused_and_unfused_in_turns(network, settings,
     assert not network.training
 
 
-def test_the_ratio_is_the_median_of_each_rounds_own(network, settings, monkeypatch):
-    times = iter([1.0, 2.0, 10.0, 20.0, 3.0, 1.0])  # a round that others slowed changes no ratio
+def test_ratio_is_median_of_rounds(network, settings, monkeypatch):
+    times = iter([1.0, 2.0, 10.0, 20.0, 3.0, 1.0])  # a slow round changes no ratio
     monkeypatch.setattr(fused, "milliseconds", lambda step: next(times))
     settings.rounds = 3
     row = fused.measure("tiny", network, (3, 8, 8), settings, torch.device("cpu"))
     assert list(row.values()) == ["tiny", 1, 3.0, 2.0, 0.5]
 
 
-def test_known_networks_by_name(lightconv, capsys, counted):
+def test_networks_by_name(lightconv, capsys, counted):
     lightconv("bench", "what=fused", "fused.networks=[squeezenet1_1]", "fused.batch_size=1", "output=tables/mine.md")
-    assert (
-        Path("tables/mine.md")
-        .read_text()
-        .endswith(
-            "float32, channels_last, median of 5 rounds\n\n"
-            "| network | convolutions fused | fused | unfused | fused / unfused |\n"
-            "| --- | --- | --- | --- | --- |\n"
-            "| squeezenet1_1 | 26 | 27.0 | 1.0000 | 27.0 |\n"
-        )
+    written = Path("tables/mine.md").read_text()
+    assert written.endswith(
+        "float32, channels_last, median of 5 rounds\n\n"
+        "| network | convolutions fused | fused | unfused | fused / unfused |\n"
+        "| --- | --- | --- | --- | --- |\n"
+        "| squeezenet1_1 | 26 | 27.0 | 1.0000 | 27.0 |\n"
     )
     assert "milliseconds of 1 images in evaluation" in capsys.readouterr().out
 
 
-def test_a_fusion_that_changes_the_result_is_refused_before_it_is_timed(network, settings, monkeypatch):
+def test_wrong_fusion_is_not_timed(network, settings, monkeypatch):
     def wrong(model):
         report = fuse(model)
         model[1].eps = 0.1
@@ -91,7 +88,7 @@ def test_a_fusion_that_changes_the_result_is_refused_before_it_is_timed(network,
     ],
     ids=lambda value: " ".join(value) if "=" in value[0] else "",
 )
-def test_mistakes_are_told(lightconv, told, counted, arguments, words):
+def test_invalid_settings(lightconv, told, counted, arguments, words):
     message = told(lightconv, "bench", "what=fused", *arguments)
     for word in words:
         assert word in message

@@ -10,7 +10,7 @@ from lightconv.cli import tables
 from lightconv.cli.bench import kernels
 
 
-def test_kernels_are_not_measured_without_a_gpu(lightconv, capsys, monkeypatch):
+def test_error_without_gpu(lightconv, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="2"):
         lightconv("bench", "what=kernels", "output=tables/mine.md")
@@ -20,48 +20,53 @@ def test_kernels_are_not_measured_without_a_gpu(lightconv, capsys, monkeypatch):
 
 @pytest.fixture
 def no_gpu_needed(monkeypatch):
-    """Time what is interpreted on a CPU: by the length of a step's result."""
+    """Replace compiler and clock, so that interpreted kernels on a CPU are timed by the number of their results."""
     modes = []
-    monkeypatch.setattr(torch, "compile", lambda module, mode: (modes.append(mode), module)[1])
+
+    def compile_nothing(module, mode):
+        modes.append(mode)
+        return module
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
     monkeypatch.setattr("triton.testing.do_bench", lambda step, return_mode: float(len(step()) == 1))
     return modes
 
 
-def test_a_layer_is_checked_then_timed(tiny, settings, no_gpu_needed):
+def test_rows_of_a_layer(tiny, settings, no_gpu_needed):
     rows = kernels.measure(tiny, settings, "cpu")
     assert [row["pass"] for row in rows] == ["forward", "forward+backward"]
     assert tables.markdown(rows) == (
         "| layer | images | pass | lightconv | torch | torch.compile | reduce-overhead | max-autotune | of roofline |\n"
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
         "| tiny block | 2x4x6x6 | forward | 1.0000 | 1.0000 | 1.0000 | 1.0000 | 1.0000 | unknown |\n"
-        # a tensor; of the other, 4
+        # 1 is True of a single tensor, 0 of four
         "| tiny block | 2x4x6x6 | forward+backward | 0.0000 | 0.0000 | 0.0000 | 0.0000 | 0.0000 | unknown |\n"
     )
     assert no_gpu_needed == ["default", "reduce-overhead", "max-autotune"]
 
 
-def test_the_share_of_the_roofline_is_told_for_a_gpu_with_a_data_sheet(tiny, settings, no_gpu_needed, monkeypatch):
+def test_share_of_roofline(tiny, settings, no_gpu_needed, monkeypatch):
     monkeypatch.setattr("triton.testing.do_bench", lambda step, return_mode: 0.5)
-    launch = prediction.LAUNCH_SECONDS  # which is all that a layer so small takes
+    launch = prediction.LAUNCH_SECONDS  # a layer this small takes no longer
     shares = [row["of roofline"] for row in kernels.measure(tiny, settings, "cpu", GPUS["h100"])]
     assert shares == [f"{launch * kernels_run / 0.5e-3:.0%}" for kernels_run in (1, 3)]
 
 
-def test_a_wrong_kernel_is_refused_before_it_is_timed(tiny, settings, monkeypatch):
+def test_wrong_kernel_is_not_timed(tiny, settings, monkeypatch):
     monkeypatch.setattr("triton.testing.do_bench", lambda *args, **kwargs: pytest.fail("timed"))
     wrong = tiny._replace(build=lambda nn: torch.nn.AvgPool2d(2) if hasattr(nn, "modules") else nn.MaxPool2d(2))
     with pytest.raises(AssertionError, match="tiny block"):
         kernels.measure(wrong, settings, "cpu")
 
 
-def test_titles_say_who_multiplies_in_tf32(monkeypatch):
+def test_tf32_switches_in_title(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "conv", SimpleNamespace(fp32_precision="tf32"))
     monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(fp32_precision="ieee"))
     assert kernels._tf32() == "TF32 on for convolutions, off for matrix products"
 
 
 @pytest.mark.gpu
-def test_measures_on_a_gpu(lightconv, tiny, monkeypatch):
+def test_measure_on_gpu(lightconv, tiny, monkeypatch):
     monkeypatch.setattr(kernels, "LAYERS", (tiny,))
     lightconv("bench", "what=kernels", "output=tables/mine.md", "rounds=1")
     written = Path("tables/mine.md").read_text()

@@ -23,7 +23,7 @@ def data(config):
 
 
 class Coloured(ImageData):
-    """Ten images of noise in three channels, each normalised by its own figures."""
+    """Ten images of noise; each of the three channels has its own mean and std."""
 
     image_shape = (3, 4, 5)
     mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
@@ -36,12 +36,12 @@ class Coloured(ImageData):
 
 @pytest.fixture
 def ticking(monkeypatch):
-    """A clock that goes on by one second each time it is read."""
+    """A clock that advances by one second at each reading."""
     monkeypatch.setattr(epochs, "clock", count().__next__)
 
 
 @pytest.mark.parametrize("images", [6, 3000])
-def test_a_training_part_is_cut_or_repeated(images):
+def test_number_of_training_images(images):
     whole = Digits()
     pictures, labels = Sized(whole, images).split("train")
     chosen = [i % 1257 for i in range(images)]
@@ -49,7 +49,7 @@ def test_a_training_part_is_cut_or_repeated(images):
     assert torch.equal(labels, whole.split("train")[1][chosen])
 
 
-def test_prints_and_writes_epochs_of_training_and_of_loading(lightconv, capsys, ticking):
+def test_report(lightconv, capsys, ticking):
     lightconv("bench", "what=pipeline", "images=6", "batch_size=4", "rounds=1", "output=tables/mine.md")
     title, table, note = Path("tables/mine.md").read_text().split("\n\n")
     for words in ("LeNet, 6 images from 1,257 of Digits, 4 a batch, AdamW, num_workers=0", torch.__version__):
@@ -62,14 +62,14 @@ def test_prints_and_writes_epochs_of_training_and_of_loading(lightconv, capsys, 
         *(f"| training | {name} | 1 | 6 | 1.0000 |" for name in TRAININGS),
         *(f"| loading | {name} | 1 | 6 | 1.0000 |" for name in LOADERS),
     ]
-    assert "Not timed: reading the set" in note
+    assert "Not timed: reading the data" in note
     assert title in " ".join(capsys.readouterr().out.split())  # wrapped
     assert [path.name for path in Path().iterdir()] == ["tables"]
 
 
 @pytest.mark.parametrize("kind", [Digits, Coloured])
 @pytest.mark.parametrize("name", LOADERS)
-def test_loaders_deliver_the_same_images_in_another_order(name, kind, config):
+def test_loaders_have_the_same_images(name, kind, config):
     data = Sized(kind(batch_size=4), 6)
     loader = LOADERS[name](config, data)
     sizes = [len(labels) for _, labels in loader]
@@ -83,22 +83,22 @@ def test_loaders_deliver_the_same_images_in_another_order(name, kind, config):
 
 
 @pytest.mark.parametrize("name", TRAININGS)
-def test_every_way_trains_on_every_image_and_times_the_second_epoch(name, config, data, ticking, monkeypatch):
+def test_second_epoch_is_timed(name, config, data, ticking, monkeypatch):
     sizes = []
     cross_entropy = torch.nn.functional.cross_entropy
 
-    def noted(logits, labels, **options):
+    def record(logits, labels, **options):
         sizes.append(len(labels))
         return cross_entropy(logits, labels, **options)
 
     for module in ("lightconv.cli.bench.epochs", "lightconv.tasks.classification"):
-        monkeypatch.setattr(f"{module}.cross_entropy", noted)
+        monkeypatch.setattr(f"{module}.cross_entropy", record)
     trained = TRAININGS[name](config, data)
     assert sizes == [4, 2] * 2
     assert trained.seconds == 1
 
 
-def test_all_ways_train_the_same_network(config, data):
+def test_all_sides_train_the_same_network(config, data):
     pipeline.check(config, data)
 
 
@@ -117,7 +117,7 @@ def _with_other_labels(config, data):
 
 
 @pytest.mark.parametrize("wrong", [_with_a_larger_step, _with_other_labels])
-def test_a_way_that_trains_otherwise_is_not_timed(lightconv, monkeypatch, wrong):
+def test_different_training_is_not_timed(lightconv, monkeypatch, wrong):
     monkeypatch.setattr(pipeline, "TRAININGS", {**TRAININGS, "otherwise": wrong})
     monkeypatch.setattr(pipeline, "medians", lambda *_: pytest.fail("timed"))
     with pytest.raises(AssertionError, match="otherwise trains another network than lightconv"):
@@ -134,7 +134,7 @@ def test_a_way_that_trains_otherwise_is_not_timed(lightconv, monkeypatch, wrong)
     ],
     ids=lambda value: " ".join(value) if "=" in value[0] else "",
 )
-def test_mistakes_are_told(lightconv, told, arguments, words):
+def test_invalid_settings(lightconv, told, arguments, words):
     message = told(lightconv, "bench", "what=pipeline", *arguments)
     for word in words:
         assert word in message

@@ -6,11 +6,11 @@ from lightconv.cli.bench import report
 from lightconv.cli.bench.report import Report, circumstances
 
 
-def test_a_report_prints_and_writes_all_of_it(tmp_path, capsys):
+def test_report_is_printed_and_written(tmp_path, capsys):
     tables = {"one title": [{"by": "us", "seconds": 0.5}], "another title": [{"by": "them", "images/s": 1234}]}
-    found = Report(tables, note="what counts", figure=Figure())
-    found.show()
-    found.write(tmp_path / "folder" / "mine.md")
+    result = Report(tables, note="what counts", figure=Figure())
+    result.show()
+    result.write(tmp_path / "folder" / "mine.md")
     printed = capsys.readouterr().out
     for word in ("one title", "another title", "0.5000", "1,234", "what counts"):
         assert word in printed
@@ -22,7 +22,7 @@ def test_a_report_prints_and_writes_all_of_it(tmp_path, capsys):
     assert (tmp_path / "folder" / "mine.png").stat().st_size > 0
 
 
-def test_a_title_says_what_a_time_depends_on(monkeypatch):
+def test_circumstances(monkeypatch):
     config = OmegaConf.create({"dtype": "bfloat16", "channels_last": False, "rounds": 1})
     monkeypatch.setattr(report, "_cpu_name", lambda: "Some CPU")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
@@ -31,11 +31,11 @@ def test_a_title_says_what_a_time_depends_on(monkeypatch):
     )
 
 
-def test_the_cpu_has_a_name():
+def test_cpu_name():
     assert report._cpu_name()
 
 
-def test_the_clock_waits_for_the_accelerator(monkeypatch):
+def test_clock_waits_for_accelerator(monkeypatch):
     waited = []
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "synchronize", lambda: waited.append(True))

@@ -6,7 +6,7 @@ import pytest
 @pytest.mark.parametrize(
     "arguments", [(), ("dtype=bfloat16", "channels_last=false"), ("layers=null", "batch_size=2"), ("model.channels=3",)]
 )
-def test_counts_both_sides_and_leaves_no_run_behind(lightconv, capsys, arguments):
+def test_counts_of_both_sides(lightconv, capsys, arguments):
     lightconv("bench", *arguments)
     printed = capsys.readouterr().out
     for word in ("lightconv", "torch", "ratio", "launches", "operators", "read", "written", "saved for backward"):
@@ -14,12 +14,13 @@ def test_counts_both_sides_and_leaves_no_run_behind(lightconv, capsys, arguments
     assert list(Path().iterdir()) == []
 
 
-def test_torchs_side_of_lenets_blocks(lightconv, capsys):
+def test_counts_of_lenet_by_torch(lightconv, capsys):
     lightconv("bench")
     printed = capsys.readouterr().out
     assert "LeNet conv1, conv2: forward and backward of 256 images, float32, channels_last" in printed
-    (torchs,) = (line for line in printed.splitlines() if line.startswith("│     torch"))
-    assert [cell.strip() for cell in torchs.split("│")[2:-1]] == ["15", "12", "47.6", "31.9", "79.5", "11.7"]
+    (row,) = (line for line in printed.splitlines() if line.startswith("│     torch"))
+    cells = [cell.strip() for cell in row.strip("│").split("│")]
+    assert cells == ["torch", "15", "12", "47.6", "31.9", "79.5", "11.7"]
 
 
 @pytest.mark.parametrize(
@@ -32,7 +33,7 @@ def test_torchs_side_of_lenets_blocks(lightconv, capsys):
     ],
     ids=lambda value: " ".join(value) if "=" in value[0] else "",
 )
-def test_mistakes_are_told(lightconv, capsys, arguments, words):
+def test_invalid_settings(lightconv, capsys, arguments, words):
     with pytest.raises(SystemExit, match="2"):
         lightconv("bench", *arguments)
     message = capsys.readouterr().err
