@@ -83,9 +83,12 @@ class FeatureCache:
             copies["train"] = list(range(self.copies))
         features: dict[str, Features] = {}
         for split, numbers in copies.items():
-            sources = [_FeatureSource(trainer, network, data, split, copy) for copy in numbers]
+            parts = []
+            for copy in numbers:
+                source = _FeatureSource(trainer, network, data, split, copy)
+                parts.append(self._load_or_compute(source, show_progress))
             # copies x (n, features) -> (copies, n, features)
-            features[split] = torch.stack([self._load_or_compute(source, show_progress) for source in sources])
+            features[split] = torch.stack(parts)
         return features
 
     def _load_or_compute(self, source: "_FeatureSource", show_progress: bool) -> Float[Tensor, "n features"]:

@@ -234,11 +234,11 @@ class FineTuning(L.Callback):
             return
         # one rate per parameter group, in the proportions of the depths
         arguments = getattr(self.scheduler, "keywords", {})
-        proportions = [rate / max(self._rates) for rate in self._rates]
+        largest = max(self._rates)
         rates = {}
         for name in _RATE_ARGUMENTS:
             if name in arguments:
-                rates[name] = [arguments[name] * factor * proportion for proportion in proportions]
+                rates[name] = [arguments[name] * factor * (rate / largest) for rate in self._rates]
         factory = partial(self.scheduler, **rates)
         config = LRSchedulerConfig(**build_schedule(optimizer, factory, self._stage_steps(trainer)))
         trainer.strategy.lr_scheduler_configs = [config]

@@ -115,4 +115,7 @@ def _served_by(name: str, rows: list[Row], reasons: list[str]) -> str:
     for row in rows:
         if row.name == name or row.name.startswith(f"{name}."):
             counts[f"{row.served_by} ({reasons.index(row.reason) + 1})"] += 1
-    return "\n".join(kernel if number == 1 else f"{number} x {kernel}" for kernel, number in counts.items())
+    lines = []
+    for kernel, number in counts.items():
+        lines.append(kernel if number == 1 else f"{number} x {kernel}")
+    return "\n".join(lines)

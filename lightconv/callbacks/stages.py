@@ -61,7 +61,10 @@ class Stage:
             )
         if not 0 <= train < len(blocks):
             raise InputError(f"train={self.train}: the network has {len(blocks) - 1} blocks before its head")
-        return [name for block in blocks[: train + 1] for name in block]
+        names: list[str] = []
+        for block in blocks[: train + 1]:
+            names.extend(block)
+        return names
 
 
 def parse_stages(settings: Sequence[Stage | dict[str, Any]]) -> list[Stage]:
