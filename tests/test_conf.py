@@ -1,4 +1,4 @@
-"""Every file in conf/ composes, and what it names can be built."""
+"""Every file in conf/ composes, and the objects it names can be built."""
 
 import re
 from pathlib import Path
@@ -20,11 +20,11 @@ def composed(overrides, directory):
 
 
 def setting(choice):
-    """A choice as one types it: experiment=fashion_mnist_500/all."""
+    """Return a choice as one types it: experiment=fashion_mnist_500/all."""
     return f"{choice.parts[0]}={'/'.join(choice.parts[1:])}"
 
 
-def test_nothing_lies_outside_a_group():
+def test_groups():
     groups = {choice.parts[0] for choice in CHOICES}
     assert groups == {
         "model",
@@ -61,7 +61,7 @@ def test_composes_and_builds(choice, tmp_path):
 
 
 @pytest.mark.parametrize("choice", [c for c in CHOICES if c.parts[0] in {"data", "experiment"}], ids=str)
-def test_an_augmentation_that_is_asked_for_replaces_any_other(choice, tmp_path):
+def test_chosen_augmentation_replaces_any_other(choice, tmp_path):
     chosen = setting(choice)
     for name, other in (("strong", "data=mnist"), ("none", "data=digits")):
         data = composed([chosen, f"augmentation={name}"], tmp_path).data
@@ -71,7 +71,7 @@ def test_an_augmentation_that_is_asked_for_replaces_any_other(choice, tmp_path):
 
 
 @pytest.mark.parametrize("file", [f for f in FILES if f.startswith("experiment/")])
-def test_a_recipe_says_what_it_is_for_and_what_it_reached(file):
+def test_recipe_states_purpose_and_result(file):
     package, purpose, *_ = (config_directory() / file).read_text().splitlines()
     assert package == "# @package _global_"
     assert purpose.startswith("# ")

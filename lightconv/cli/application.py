@@ -60,12 +60,12 @@ def launch(verb: str, overrides: list[str]) -> None:
             raise
         print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
-    finally:
+    finally:  # after a failed job, too
         sweep.show_last()
 
 
 class UserConfigs(SearchPathPlugin):
-    """Search path plugin that puts the files below ``--config-dir`` before lightconv's own of the same name.
+    """Search path plugin for ``--config-dir``: its files go before lightconv's own of the same name.
 
     Hydra alone puts them after.
     """
@@ -93,9 +93,10 @@ def user_directory(arguments: list[str]) -> str | None:
 def input_mistake(error: BaseException) -> str | None:
     """Return the message for a mistake in the input; None if the error is a defect of the program.
 
-    An InputError is printed as it is, and the first cause is the most precise. Hydra's and OmegaConf's errors are
-    printed with the keys known at that place.
+    An InputError is printed as it is, and the first cause is the most precise. Hydra's and OmegaConf's errors get
+    the list of keys known at that place.
     """
+    # instantiate raises InputError from Hydra's error, which in turn has the real cause
     causes = [error]
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
@@ -107,6 +108,7 @@ def input_mistake(error: BaseException) -> str | None:
         if "Config group override must be a string" in str(error):
             return "GROUP=null: a group is left out by ~GROUP, and has a value otherwise"
         return None
+    # a misspelt key: OmegaConf's error knows the node, and the node its keys
     for cause in causes:
         parent = getattr(cause, "parent_node", None)
         if isinstance(cause, OmegaConfBaseException) and isinstance(parent, DictConfig):
@@ -117,7 +119,8 @@ def input_mistake(error: BaseException) -> str | None:
 
 
 def quiet() -> None:
-    """Silence messages of other libraries that the verbs' own tables repeat; call it after importing Lightning."""
+    """Silence other libraries' messages: the verbs print tables of their own. Call it after importing Lightning."""
+    # Lightning sets the levels of its loggers when it is imported
     for name in ("lightning.pytorch", "lightning.fabric", "lightning", "onnx_ir", "onnxscript"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")

@@ -41,7 +41,7 @@ def evaluate(config: DictConfig) -> float:
 
 
 def test(run: Run, config: DictConfig) -> dict[str, float]:
-    """Test a run's network on the split that is asked for.
+    """Test a run's network on the split of the configuration.
 
     Returns:
         Figures named after the split, such as ``validation/accuracy``.

@@ -1,4 +1,4 @@
-"""lightconv export: a finished run's network as files that run without lightconv, checked against it."""
+"""lightconv export: a finished run's network as files for use without lightconv, checked against it."""
 
 import importlib.util
 from collections.abc import Callable
@@ -33,6 +33,7 @@ def export(config: DictConfig) -> None:
     """
     formats = as_list(config.formats)
     check_formats(formats)
+    # a checkpoint of a run names the run as well, so run= may be left out
     directory = existing_run(config.run or run_of_checkpoint(config.checkpoint), "run")
     run_config = replace_settings(load_config(directory), data=config.data, task={})
     run = Run(directory, run_config, config.checkpoint)
@@ -51,7 +52,7 @@ def export(config: DictConfig) -> None:
 
 
 def check_formats(formats: list[str]) -> None:
-    """Check that every format can be written.
+    """Check the formats and the packages they need.
 
     Raises:
         InputError: If a format is unknown, or a package for it is missing.
@@ -69,7 +70,7 @@ def check_formats(formats: list[str]) -> None:
 
 
 def run_of_checkpoint(checkpoint: str) -> Path | None:
-    """Return the directory of the run that a checkpoint lies in; None if it lies in no run."""
+    """Return the run directory above a checkpoint; None if it belongs to no run."""
     for parent in Path(checkpoint).parents:
         if (parent / "config.yaml").is_file():
             return parent
@@ -77,7 +78,7 @@ def run_of_checkpoint(checkpoint: str) -> Path | None:
 
 
 def describe_input(data: ImageData) -> str:
-    """Return a sentence about the images that the exported network takes."""
+    """Return a sentence about the exported network's input."""
     sizes = " x ".join(map(str, data.image_shape))
     mean = ", ".join(map(str, data.mean))
     std = ", ".join(map(str, data.std))
@@ -85,7 +86,7 @@ def describe_input(data: ImageData) -> str:
 
 
 def write_files(model: nn.Module, images: Tensor, paths: list[Path]) -> list[dict[str, str]]:
-    """Write a network in the formats that the paths end with, and check each file.
+    """Write a network to several files, each in the format of its suffix, and check them.
 
     Args:
         model: network to write.
@@ -100,6 +101,7 @@ def write_files(model: nn.Module, images: Tensor, paths: list[Path]) -> list[dic
     rows = []
     for path in paths:
         write = write_pt2 if path.suffix == ".pt2" else write_onnx
+        # read the file back and compare: an exporter may write another function without an error
         difference = check_file(write(program, path), model, images, path)
         size = f"{path.stat().st_size / 1e6:.2f} MB"
         rows.append({"file": str(path), "size": size, "largest difference": f"{difference:.1e}"})

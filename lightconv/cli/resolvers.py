@@ -1,4 +1,4 @@
-"""Resolvers: the functions that conf/*.yaml call, such as ``${run_name:...}``."""
+"""Resolvers: functions called from conf/*.yaml, such as ``${run_name:...}``."""
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -6,7 +6,10 @@ from lightconv.runs.directory import existing_run
 
 
 def register_resolvers() -> None:
-    """Make the resolvers known to OmegaConf, for this process and the processes that Hydra's launchers start."""
+    """Make the resolvers known to OmegaConf.
+
+    Hydra's launchers copy them to the processes they start.
+    """
     OmegaConf.register_new_resolver("evaluated_run", evaluated_run, replace=True)
     OmegaConf.register_new_resolver("run_directory", run_directory, replace=True)
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)

@@ -12,7 +12,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 
 def check_choice(config: DictConfig, name: str, choices: Iterable[str]) -> None:
-    """Check that a setting is one of the choices.
+    """Check a setting against its choices.
 
     Args:
         config: configuration of the verb.
@@ -27,7 +27,7 @@ def check_choice(config: DictConfig, name: str, choices: Iterable[str]) -> None:
 
 
 def check_integer(config: DictConfig, name: str, least: int = 1) -> None:
-    """Check that a setting is an integer of at least ``least``.
+    """Check an integer setting.
 
     Args:
         config: configuration of the verb.
@@ -55,5 +55,5 @@ def tensor_format(config: DictConfig) -> dict[str, Any]:
 
 
 def as_list(value: Any) -> list[Any]:
-    """Return the values of a setting that takes one value or a list of them."""
+    """Return a setting of one value, or of a list of values, as a list."""
     return list(value) if isinstance(value, ListConfig) else [value]

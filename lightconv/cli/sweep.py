@@ -15,7 +15,7 @@ Row = dict[str, Any]
 
 
 class SweepTable(Callback):
-    """Hydra callback that remembers the directory of a sweep for ``show_last``.
+    """Hydra callback to remember the directory of a sweep for ``show_last``.
 
     The table is not printed in ``on_multirun_end``: Hydra skips that after a failed job, and then the other jobs'
     results matter most.
@@ -29,19 +29,18 @@ class SweepTable(Callback):
 
 
 def show_last() -> None:
-    """Print the jobs of the sweep that this process ran, if it ran one, without the settings they share."""
+    """Print the jobs of this process's last sweep, if there was one, without the settings they share."""
     directory, SweepTable.directory = SweepTable.directory, None
     if directory is None or not directory.is_dir():
         return
     rows = read(directory)
-    if rows:
-        columns = {column for row in rows for column in row if _is_shown(column, rows)}
-        shown = [{column: value for column, value in row.items() if column in columns} for row in rows]
+    shown = [{column: value for column, value in row.items() if _is_shown(column, rows)} for row in rows]
+    if shown:
         tables.show_rows(f"all jobs of {directory}", shown)
 
 
 def _is_shown(column: str, rows: list[Row]) -> bool:
-    """Return True for figures, and for settings that differ between jobs."""
+    """Return True for figures, and for settings with several values."""
     if column in _FIGURES or len(rows) == 1:
         return True
     values = {str(row[column]) for row in rows if column in row}
@@ -58,20 +57,25 @@ def read(directory: Path) -> list[Row]:
         One row per job: its overrides, then its final figures, or "failed".
     """
     jobs = [path for path in directory.iterdir() if path.is_dir() and path.name.isdigit()]
-    return [_read_job(job) for job in sorted(jobs, key=lambda job: int(job.name))]
+    jobs.sort(key=lambda job: int(job.name))  # 2 before 10
+    return [_read_job(job) for job in jobs]
 
 
 def _read_job(job: Path) -> Row:
     row: Row = {"job": job.name}
     overrides, metrics = job / "overrides.json", job / "metrics.json"
     if overrides.is_file():
+        # +a.b=c adds a setting, ~a.b removes one and has no value
         for override in json.loads(overrides.read_text()):
             name, equals, value = override.lstrip("+").partition("=")
             if equals:
                 row[name] = value
     if metrics.is_file():
         figures = json.loads(metrics.read_text())
-        row |= {name: figures[name] for name in _FIGURES if name in figures}
+        for name in _FIGURES:
+            if name in figures:
+                row[name] = figures[name]
     else:
+        # metrics.json is the last file of a run: without it the job failed or was stopped
         row["test/accuracy"] = "failed"
     return row

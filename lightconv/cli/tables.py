@@ -44,7 +44,7 @@ def show_classes(classes: Sequence[str], results: Mapping[str, Tensor]) -> None:
 
 def _frequent_mistake(confusion: Tensor, index: int, classes: Sequence[str]) -> str:
     mistakes = confusion[index].clone()
-    mistakes[index] = 0
+    mistakes[index] = 0  # the diagonal counts correct answers
     if not mistakes.any():
         return ""
     return f"{classes[int(mistakes.argmax())]} ({int(mistakes.max())})"
@@ -58,7 +58,9 @@ def show_rows(title: str, rows: Sequence[Row], *, dense: bool = False) -> None:
         rows: one dictionary per row; a column per key of any of them.
         dense: print without borders, with the first column as the rows' names.
     """
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+    columns: dict[str, None] = {}  # a set that keeps its order
+    for row in rows:
+        columns |= dict.fromkeys(row)
     if dense:
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     else:
@@ -69,13 +71,12 @@ def show_rows(title: str, rows: Sequence[Row], *, dense: bool = False) -> None:
         else:
             table.add_column(name, overflow="fold", justify="right")
     for row in rows:
-        cells = [format_value(row.get(name, "")) for name in columns]
-        table.add_row(*cells)
+        table.add_row(*(format_value(row.get(name, "")) for name in columns))
     console.print(table)
 
 
 def stack_columns(row: Row, cells: Sequence[Sequence[str]]) -> dict[str, str]:
-    """Put several columns of a row above each other in one cell, so that the table fits a terminal.
+    """Put several columns of a row above each other in one cell, for a table as narrow as a terminal.
 
     Args:
         row: values by column.
@@ -98,7 +99,7 @@ def show_facts(title: str, rows: Sequence[Sequence[str]]) -> None:
 def markdown(rows: Sequence[Row]) -> str:
     """Return dictionaries with the same keys as a Markdown table."""
     lines = [list(rows[0]), ["---"] * len(rows[0])]
-    lines += [[format_value(value) for value in row.values()] for row in rows]
+    lines += [list(map(format_value, row.values())) for row in rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

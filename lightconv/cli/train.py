@@ -88,6 +88,7 @@ def resumed_config(directory: Path) -> DictConfig:
         InputError: If the command chooses another group than the run did, or searches for a learning rate.
     """
     command = HydraConfig.get()
+    # the run's own groups built its checkpoint: another optimizer or model could not load it
     settings = [setting for setting in command.overrides.task if not setting.lstrip("+~").startswith("resume=")]
     groups = [setting for setting in settings if setting.split("=", 1)[0].lstrip("+~") in command.runtime.choices]
     config = load_config(directory)
@@ -102,7 +103,7 @@ def resumed_config(directory: Path) -> DictConfig:
 
 
 def check_settings(config: DictConfig) -> None:
-    """Check the settings that would otherwise fail late or be misunderstood.
+    """Check settings whose mistakes would otherwise show late or never.
 
     Raises:
         InputError: If the seed is not a whole number in range, or more than one process is asked for.
@@ -119,7 +120,7 @@ def check_settings(config: DictConfig) -> None:
 def build(config: DictConfig, directory: Path) -> Parts:
     """Build network, data and Trainer, read the training images, and search for a learning rate if asked to.
 
-    Images are read here so that missing files stop the command before the directory holds a run.
+    Images are read here: missing files stop the command before the directory holds a run.
 
     Raises:
         InputError: If a part refuses its settings, or files are missing.
@@ -140,7 +141,7 @@ def build(config: DictConfig, directory: Path) -> Parts:
 
 
 def check_parts(parts: Parts) -> None:
-    """Check that network, data and stages of fine-tuning fit together, and give the network an example batch.
+    """Check that network, data and fine-tuning stages fit together, and set the network's example batch.
 
     Raises:
         InputError: If they do not fit.
@@ -150,6 +151,7 @@ def check_parts(parts: Parts) -> None:
     for callback in parts.trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, FineTuning):
             callback.check(parts.task)
+    # (batch, c, h, w), read by the summary of layers
     batch = torch.zeros(parts.data.batch_size, *parts.data.image_shape)
     parts.task.example_input_array = parts.trainer.precision_plugin.convert_input(batch)
 
@@ -161,6 +163,7 @@ def claim(parts: Parts, directory: Path) -> None:
     """
     config = parts.config
     if isinstance(parts.data, ImageFolder):
+        # the folder may change later, and the network's outputs must keep their names
         config = with_classes(config, parts.data.classes)
         write_json(directory / "bad_files.json", parts.data.bad_files)
     write_definition(directory, config)
@@ -183,18 +186,20 @@ def resume_point(parts: Parts, directory: Path) -> Path | None:
 
 
 def fit(parts: Parts, checkpoint: Path | None, directory: Path) -> float:
-    """Train; if interrupted, print the command that goes on.
+    """Train; if interrupted, print the command to resume.
 
     Returns:
         Seconds of training.
     """
     started = time.perf_counter()
     try:
+        # last.ckpt restores optimizer, epoch, random states and the position within the epoch
         with use_backend(parts.config.backend):
             parts.trainer.fit(parts.task, parts.data, ckpt_path=checkpoint)
     except SystemExit as stop:  # raised by Lightning after Ctrl-C; its SIGTERMException is one, too
         print(f"stopped; go on with: lightconv train resume={directory}")
         if isinstance(stop, SIGTERMException):
+            # 128 + 15, the status that shells and schedulers expect after SIGTERM
             raise SystemExit(_SIGTERM_STATUS) from None
         raise
     return time.perf_counter() - started

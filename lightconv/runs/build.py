@@ -17,7 +17,7 @@ from lightconv.tasks import Classification
 
 
 def instantiate(config: Any, *args: Any, **kwargs: Any) -> Any:
-    """Build the object that a configuration's ``_target_`` names. No other function of lightconv does this.
+    """Build the object named by a configuration's ``_target_``. All of lightconv builds objects here.
 
     Raises:
         InputError: If the target does not exist or refuses its arguments.
@@ -32,6 +32,7 @@ def build_task(config: DictConfig) -> Classification:
     """Build the network and, around it, the task with its optimizer and scheduler."""
     model = instantiate(config.model)
     if config.channels_last:
+        # pixel by pixel, the layout of the faster kernels on CPUs and GPUs
         model = model.to(memory_format=torch.channels_last)
     parts = {}
     if config.get("optimizer"):
@@ -43,7 +44,7 @@ def build_task(config: DictConfig) -> Classification:
 
 
 def build_data(config: DictConfig, task: Classification) -> ImageData:
-    """Build the data, in the size and normalisation that the network expects."""
+    """Build the data in the size and normalisation of the network."""
     preprocessing = getattr(task.model, "preprocessing", None)
     if preprocessing is None:
         return instantiate(config.data)
@@ -62,8 +63,10 @@ def build_trainer(config: DictConfig, directory: Path) -> L.Trainer:
         config: configuration of the run.
         directory: directory of the run.
     """
+    # callbacks.NAME=null leaves an empty entry
     callbacks = [instantiate(callback) for callback in config.callbacks.values() if callback]
     if config.get("finetune"):
+        # first, so that layers are frozen before other callbacks look at them
         callbacks.insert(0, instantiate(config.finetune, scheduler=instantiate(config.scheduler)))
     if config.trainer.get("enable_model_summary"):
         # in place of Lightning's own; two levels, because the task's only child is the network
@@ -78,5 +81,9 @@ def build_trainer(config: DictConfig, directory: Path) -> L.Trainer:
 
 def build_loggers(config: DictConfig) -> list[Logger]:
     """Build the loggers of the configuration, except those not installed."""
-    loggers = [instantiate(logger) for logger in config.logger.values() if logger]
-    return [logger for logger in loggers if logger is not None]
+    loggers = []
+    for entry in filter(None, config.logger.values()):  # logger.NAME=null leaves an empty entry
+        logger = instantiate(entry)
+        if logger is not None:
+            loggers.append(logger)
+    return loggers

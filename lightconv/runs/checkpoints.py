@@ -14,7 +14,7 @@ from lightconv.tasks import Classification
 
 
 def find_last_checkpoint(directory: Path) -> Path | None:
-    """Return the checkpoint at which a run stopped; None if the run did not finish its first epoch."""
+    """Return the checkpoint of a run's last step; None if the run did not finish its first epoch."""
     path = directory / "checkpoints" / "last.ckpt"
     return path if path.is_file() else None
 
@@ -38,7 +38,7 @@ def find_checkpoint(directory: Path, name: str) -> Path:
 
 
 def check_epoch(checkpoint: Path, max_epochs: int) -> None:
-    """Check that a run can go on from a checkpoint.
+    """Check a checkpoint before resuming from it.
 
     Args:
         checkpoint: checkpoint to go on from.
@@ -48,6 +48,7 @@ def check_epoch(checkpoint: Path, max_epochs: int) -> None:
         InputError: If the checkpoint is damaged, or lies beyond ``max_epochs``.
     """
     epoch = read_checkpoint(checkpoint)["epoch"]
+    # the file counts epochs from 0, the message from 1
     if 0 <= max_epochs < epoch:
         raise InputError(
             f"trainer.max_epochs={max_epochs}: the run in {checkpoint.parents[1]} is in epoch {epoch + 1} already. "
@@ -68,6 +69,7 @@ def rewrite_moved_checkpoint(checkpoint: Path, directory: Path) -> None:
     old, new = former_directory(directory), str(directory.resolve())
     if old == new:
         return
+    # the paths are keys and values of the callbacks' states
     content = read_checkpoint(checkpoint)
     content["callbacks"] = relocate(content["callbacks"], old, new)
     write_checkpoint(checkpoint, content)
@@ -81,6 +83,7 @@ def load_weights(task: Classification, path: Path) -> None:
     """
     content = read_checkpoint(path)
     try:
+        # a checkpoint of Lightning holds the task's state, weights.pt the network's alone
         if "state_dict" in content:
             task.load_state_dict(content["state_dict"])
         else:
@@ -90,7 +93,7 @@ def load_weights(task: Classification, path: Path) -> None:
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Write a network's state dict, on the CPU and contiguous, so that plain torch can load it."""
+    """Write a network's state dict for plain torch: tensors on the CPU, contiguous."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     write_checkpoint(path, weights)
 

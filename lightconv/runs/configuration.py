@@ -28,12 +28,12 @@ def load_config(directory: Path) -> DictConfig:
     except (YAMLError, AssertionError, KeyError) as error:
         raise InputError(f"{path} is damaged: {error}") from error
     config = OmegaConf.create(content)
-    OmegaConf.set_struct(config, True)
+    OmegaConf.set_struct(config, True)  # a misspelt setting is an error, as on a new run
     return config
 
 
 def former_directory(directory: Path) -> str:
-    """Return the directory that a run was written in, as its config.yaml records it."""
+    """Return the directory recorded in a run's config.yaml: another than today's if the run was moved."""
     return OmegaConf.load(directory / "config.yaml").directory
 
 
@@ -81,7 +81,9 @@ def replace_settings(config: DictConfig, data: Mapping[str, Any], task: Mapping[
         if value is not None:
             config.data[name] = value
     with open_dict(config.task):  # a run of an earlier version may lack the setting
-        config.task.update({name: value for name, value in task.items() if value is not None})
+        for name, value in task.items():
+            if value is not None:
+                config.task[name] = value
     return config
 
 

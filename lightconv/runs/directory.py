@@ -29,11 +29,12 @@ def existing_run(directory: str | Path | None, setting: str) -> Path:
 
 
 def check_unused(directory: Path) -> None:
-    """Check that a new run can begin here.
+    """Check a directory for a new run.
 
     Raises:
         InputError: If the directory holds a run already.
     """
+    # config.yaml is written when all checks have passed: before that a failed command leaves no run
     if (directory / "config.yaml").exists():
         raise InputError(
             f"{directory} already holds a run. Choose another hydra.run.dir, or resume that run: resume={directory}"

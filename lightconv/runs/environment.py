@@ -21,13 +21,14 @@ _PACKAGES = (
 
 
 def environment() -> dict[str, Any]:
-    """Return everything besides the configuration that the figures of a run depend on."""
+    """Return the code, versions and machine of this process: figures of a run depend on them, too."""
     return {
         "git": _git("rev-parse", "HEAD"),
         "git_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "python": platform.python_version(),
         "versions": {package: _version(package) for package in _PACKAGES},
         "platform": platform.platform(),
+        # sums are taken in another order by another number of threads
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "command": sys.argv,
@@ -35,7 +36,7 @@ def environment() -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str | None:
-    """Return what git prints; None if git is not installed or the working directory is not in a repository."""
+    """Return git's output; None if git is not installed or the working directory is not in a repository."""
     try:
         result = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

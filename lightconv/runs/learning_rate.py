@@ -27,11 +27,13 @@ def find_learning_rate(config: DictConfig, data: ImageData, directory: Path) -> 
     Raises:
         InputError: If no rate lets the loss fall.
     """
+    # the test itself raises the rate from step to step, so the run's own scheduler is left out
     constant_rate = deepcopy(config)
     OmegaConf.update(constant_rate, "scheduler", None, force_add=True)
     with isolate_rng(), use_backend(config.backend):
         task = build_task(constant_rate)
         if config.get("finetune"):
+            # find the rate of the first stage: freeze what that stage freezes
             instantiate(config.finetune).begin(task)
         trainer = instantiate(
             config.trainer,

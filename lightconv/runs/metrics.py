@@ -15,7 +15,7 @@ Row = dict[str, float]
 
 
 class MetricsTable(Logger):
-    """Logger that writes metrics.csv with one row per epoch and keeps the file when a run resumes.
+    """Logger of metrics.csv: one row per epoch, kept when a run resumes.
 
     Lightning's CSVLogger writes the training and validation figures of an epoch into different rows and deletes the
     file when a run continues in its directory. Test figures are left out: they belong to no epoch.
@@ -55,10 +55,14 @@ class MetricsTable(Logger):
 
         Rows of later epochs are dropped: an earlier attempt wrote them before the run was resumed from here.
         """
-        figures = {name: float(value) for name, value in metrics.items() if _belongs_to_epoch(name)}
+        figures: Row = {}
+        for name, value in metrics.items():
+            if name != "epoch" and not name.startswith("test/"):
+                figures[name] = float(value)
         if not figures or "epoch" not in metrics:
             return
         epoch = int(metrics["epoch"])
+        # Lightning logs training and validation figures of an epoch in separate calls
         row: Row = {"epoch": epoch}
         for known in self.rows:
             if known["epoch"] == epoch:
@@ -72,17 +76,14 @@ class MetricsTable(Logger):
         """Ignore hyper-parameters: the run's config.yaml holds them."""
 
 
-def _belongs_to_epoch(name: str) -> bool:
-    return name != "epoch" and not name.startswith("test/")
-
-
 def write_metrics(path: Path, rows: Sequence[Row]) -> None:
     """Replace metrics.csv atomically, because a run may be killed at any moment."""
-    columns = ["epoch", "step"]
+    # figures may appear later than the first epoch, so the header is the union of all rows
+    columns: dict[str, None] = dict.fromkeys(["epoch", "step"])
     for row in rows:
-        columns += [name for name in row if name not in columns]
+        columns |= dict.fromkeys(row)
     with replacing(path) as fresh, fresh.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
+        writer = csv.DictWriter(file, list(columns))
         writer.writeheader()
         writer.writerows(rows)
 
@@ -118,7 +119,7 @@ def _parse_row(cells: dict[str, str]) -> Row:
 
 
 def best_validation(rows: Sequence[Row]) -> Row:
-    """Return the validation figures of the epoch with the lowest validation loss, whose weights are tested.
+    """Return the validation figures of the epoch with the lowest validation loss; its weights are tested.
 
     Args:
         rows: rows of metrics.csv.

@@ -33,7 +33,7 @@ def run_figures(trainer: L.Trainer, task: Classification, directory: Path) -> di
     """
     figures: dict[str, float] = {}
     for name, value in best_validation(read_metrics(directory / "metrics.csv")).items():
-        figures[name] = float(value)
+        figures[name] = float(value)  # of the epoch whose weights were tested
     for name, metric in trainer.callback_metrics.items():
         if name.startswith("test/"):
             figures[name] = metric.item()
@@ -67,7 +67,7 @@ def write_results(directory: Path, task: Classification, data: ImageData, figure
     title = run_title(task, data)
     curve = visualize.learning_curve(read_metrics(directory / "metrics.csv"), title)
     curve.savefig(directory / "learning_curve.png", dpi=110)
-    if task.class_results:
+    if task.class_results:  # empty if testing was turned off
         draw_confusion_matrix(directory, task, data, f"{title}, test")
     write_json(directory / "metrics.json", {**figures, "classes": class_figures(task, data.classes)})
 

@@ -31,12 +31,16 @@ class Run:
         config: resolved configuration of the run; its paths are those of today if the run was moved.
 
     Example:
+        >>> import contextlib, io, torch
         >>> import lightconv as lc
-        >>> run = lc.open_run("runs/lenet_digits/2026-11-27_10-00-00")  # doctest: +SKIP
-        >>> run.network(images).argmax(1)  # doctest: +SKIP
-        tensor([3, 1, 7])
-        >>> run.figures["test/accuracy"]  # doctest: +SKIP
-        0.9972
+        >>> from lightconv.cli import main
+        >>> with contextlib.redirect_stdout(io.StringIO()):  # the same as `lightconv train debug=smoke ...`
+        ...     main(["train", "debug=smoke", "trainer.enable_progress_bar=false", "hydra.run.dir=runs/first"])
+        >>> run = lc.open_run("runs/first")
+        >>> run.network(torch.zeros(2, 1, 28, 28)).shape
+        torch.Size([2, 10])
+        >>> run.classes[:3], run.figures["epochs"]
+        (('0', '1', '2'), 1)
     """
 
     def __init__(self, directory: Path, config: DictConfig, checkpoint: str = "best") -> None:
@@ -72,7 +76,7 @@ class Run:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """Size, mean and std of the images that the network was trained on."""
+        """Size, mean and std of the training images."""
         return Preprocessing(
             image_size=self.data.image_shape[1],
             mean=self.data.mean,
@@ -118,4 +122,5 @@ def open_run(directory: str | Path, checkpoint: str = "best") -> Run:
         directory=no/such/run is not a run: it has no config.yaml. Name a directory that `lightconv train` wrote.
     """
     path = existing_run(directory, "directory")
+    # network and data are built on first use, so that reading figures costs nothing
     return Run(path, load_config(path), checkpoint)

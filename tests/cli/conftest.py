@@ -1,3 +1,3 @@
-from helpers.command_line import lightconv, told
+from helpers.command_line import lightconv, mistake, trained
 
-__all__ = ["lightconv", "told"]
+__all__ = ["lightconv", "mistake", "trained"]

@@ -350,9 +350,9 @@ def test_a_command_that_is_missing_or_fails_prints_nothing():
 
 
 @pytest.mark.parametrize(
-    ("value", "points", "told"), [("1", (), 1), ("1", ("lightconv",), 0), ("0", (), 0), ("", (), 0)]
+    ("value", "points", "mistake"), [("1", (), 1), ("1", ("lightconv",), 0), ("0", (), 0), ("", (), 0)]
 )
-def test_a_lightconv_that_lightning_does_not_learn_of_is_told(monkeypatch, value, points, told):
+def test_a_lightconv_that_lightning_does_not_learn_of_is_told(monkeypatch, value, points, mistake):
     monkeypatch.setenv("LIGHTCONV", value)
     monkeypatch.setattr(doctor, "entry_points", lambda group, name: points)
-    assert len(doctor.unplugged()) == told
+    assert len(doctor.unplugged()) == mistake

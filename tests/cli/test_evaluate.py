@@ -3,20 +3,12 @@ from pathlib import Path
 import pytest
 from helpers.command_line import metrics
 
-SMOKE = ("debug=smoke", "trainer.enable_progress_bar=false", "hydra.run.dir=runs/mine")
-
-
-@pytest.fixture
-def trained(lightconv):
-    lightconv("train", *SMOKE)
-    return lightconv
-
 
 def evaluations():
     return sorted(Path("runs/mine/evaluations").iterdir())
 
 
-def test_repeats_the_test_figures_of_the_run(trained, capsys):
+def test_test_split(trained, capsys):
     trained("evaluate", "run=runs/mine")
     (evaluation,) = evaluations()
     assert metrics(evaluation)["test/accuracy"] == pytest.approx(metrics(Path("runs/mine"))["test/accuracy"])
@@ -24,14 +16,14 @@ def test_repeats_the_test_figures_of_the_run(trained, capsys):
     assert "test/accuracy" in capsys.readouterr().out
 
 
-def test_evaluates_the_validation_part_and_the_last_weights(trained):
+def test_validation_split_and_last_checkpoint(trained):
     trained("evaluate", "run=runs/mine", "split=validation", "checkpoint=last")
     (evaluation,) = evaluations()
     assert metrics(evaluation)["validation/accuracy"] == pytest.approx(metrics(Path("runs/mine"))["val/accuracy"])
 
 
 @pytest.mark.parametrize("split", ["test", "validation"])
-def test_averages_over_views_for_who_asks(trained, split, capsys):
+def test_averaging_over_views(trained, split, capsys):
     trained("evaluate", "run=runs/mine", f"split={split}")
     assert "averaged" not in capsys.readouterr().out
     trained("evaluate", "run=runs/mine", f"split={split}", "task.views=[flip]", "hydra.run.dir=runs/mine/evaluations/x")
@@ -52,14 +44,14 @@ def test_averages_over_views_for_who_asks(trained, split, capsys):
         (["run=runs/mine", "task.views=[turn]"], ["views=turn", "flip, vertical_flip"]),
     ],
 )
-def test_mistakes_are_told(trained, told, arguments, words):
-    message = told(trained, "evaluate", *arguments)
+def test_mistakes(trained, mistake, arguments, words):
+    message = mistake(trained, "evaluate", *arguments)
     for word in words:
         assert word in message
     assert not Path("runs/other").exists()
 
 
-def test_evaluates_plain_weights(trained):
+def test_plain_weights(trained):
     trained("evaluate", "run=runs/mine", "checkpoint=runs/mine/weights.pt")
     (evaluation,) = evaluations()
     assert metrics(evaluation)["test/accuracy"] == pytest.approx(metrics(Path("runs/mine"))["test/accuracy"])

@@ -129,7 +129,7 @@ def test_configuration_needs_no_network_to_be_built(lightconv, capsys):
         (["model.backbone=torchvision/none", "model=pretrained"], ["torchvision/none"]),
     ],
 )
-def test_mistakes(lightconv, told, arguments, expected):
-    message = told(lightconv, "explain", *arguments)
+def test_mistakes(lightconv, mistake, arguments, expected):
+    message = mistake(lightconv, "explain", *arguments)
     for word in expected:
         assert word in message

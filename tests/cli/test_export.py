@@ -11,14 +11,6 @@ import lightconv as lc
 from lightconv.cli import export
 from lightconv.data import Digits
 
-SMOKE = ("debug=smoke", "trainer.enable_progress_bar=false", "hydra.run.dir=runs/mine")
-
-
-@pytest.fixture
-def trained(lightconv):
-    lightconv("train", *SMOKE)
-    return lightconv
-
 
 def images():
     data = Digits()
@@ -27,7 +19,7 @@ def images():
 
 
 def logits(images):
-    """What the weights give that the run has left for plain torch."""
+    """Logits of plain torch with the run's weights.pt."""
     model = lc.models.LeNet()
     model.load_state_dict(torch.load("runs/mine/weights.pt"))
     with torch.no_grad():
@@ -35,7 +27,7 @@ def logits(images):
 
 
 @pytest.mark.filterwarnings("error")
-def test_both_formats_compute_what_the_network_does_for_any_number_of_images(trained, capsys):
+def test_both_formats_equal_the_network(trained, capsys):
     trained("export", "run=runs/mine")
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("model.pt2", "model.onnx", "MB", "e-0", "1 x 28 x 28", "0.3049"))
@@ -50,7 +42,7 @@ def test_both_formats_compute_what_the_network_does_for_any_number_of_images(tra
         torch.testing.assert_close(torch.from_numpy(by_onnx), logits(batch), rtol=1e-4, atol=1e-4)
 
 
-def test_what_is_written_runs_without_lightconv(trained):
+def test_file_runs_without_lightconv(trained):
     with lc.use_backend("triton"):
         trained("export", "run=runs/mine", "formats=pt2")
     assert not Path("runs/mine/model.onnx").exists()
@@ -62,7 +54,7 @@ def test_what_is_written_runs_without_lightconv(trained):
     assert "[5, 10]" in printed
 
 
-def test_a_checkpoint_knows_its_run_and_the_directory_can_be_chosen(trained):
+def test_run_of_a_checkpoint_and_chosen_directory(trained):
     trained("export", "checkpoint=runs/mine/checkpoints/best.ckpt", "formats=[onnx]", "output=elsewhere/files")
     assert [path.name for path in Path("elsewhere/files").iterdir()] == ["model.onnx"]
     (ours,) = onnxruntime.InferenceSession("elsewhere/files/model.onnx").run(None, {"images": images().numpy()})
@@ -79,21 +71,21 @@ def test_a_checkpoint_knows_its_run_and_the_directory_can_be_chosen(trained):
         (["run=runs/mine", "data.root=elsewhere"], ["data.root=elsewhere", "has no root"]),
     ],
 )
-def test_mistakes_are_told(trained, told, arguments, words):
-    message = told(trained, "export", *arguments)
+def test_mistakes(trained, mistake, arguments, words):
+    message = mistake(trained, "export", *arguments)
     for word in words:
         assert word in message
     assert not list(Path().rglob("model.*"))
 
 
-def test_a_missing_package_is_told_before_any_work(lightconv, told, monkeypatch):
+def test_missing_package(lightconv, mistake, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    message = told(lightconv, "export", "run=runs/none")
+    message = mistake(lightconv, "export", "run=runs/none")
     assert "formats=onnx needs onnxscript: pip install 'lightconv[export]', or choose formats=pt2" in message
 
 
 class Plain(nn.Module):
-    """Made of torch's modules, lightconv's, and what `fuse` makes of both."""
+    """Layers of torch and of lightconv, some of which `fuse` combines."""
 
     def __init__(self):
         super().__init__()
@@ -109,7 +101,7 @@ class Plain(nn.Module):
 
 @pytest.mark.parametrize("writer", [export.write_pt2, export.write_onnx])
 @pytest.mark.parametrize("fuse", [False, True])
-def test_every_kind_of_layer_can_be_exported_and_a_difference_is_noticed(tmp_path, writer, fuse):
+def test_every_kind_of_layer(tmp_path, writer, fuse):
     torch.manual_seed(0)
     model, batch = Plain().eval(), torch.randn(9, 1, 28, 28)
     expected = model(batch)

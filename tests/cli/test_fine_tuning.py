@@ -1,4 +1,4 @@
-"""Pretrained networks and stages of fine-tuning from the command line, killed in any of them."""
+"""Pretrained networks and stages of fine-tuning from the command line, also killed within a stage."""
 
 import os
 import subprocess
@@ -34,7 +34,7 @@ def start(directory, *arguments):
 
 
 @pytest.mark.parametrize("epochs", [1, 3, 5], ids="in stage {}".format)
-def test_a_killed_run_resumes_in_its_stage_to_the_same_figures(uninterrupted, epochs, lightconv, tmp_path):
+def test_killed_run_resumes_in_its_stage(uninterrupted, epochs, lightconv, tmp_path):
     process = start(tmp_path, *STAGED, "hydra.run.dir=run")
     table, saved, deadline = Path("run/metrics.csv"), Path("run/checkpoints/last.ckpt"), time.monotonic() + 120
     while not (saved.is_file() and len(table.read_text().splitlines()) > epochs) and time.monotonic() < deadline:
@@ -48,7 +48,7 @@ def test_a_killed_run_resumes_in_its_stage_to_the_same_figures(uninterrupted, ep
 
 
 @pytest.mark.parametrize("recipe", ["feature_extraction", "last_block", "gradual", "fastai_style", "full"])
-def test_every_recipe_trains_through_all_its_stages(recipe, lightconv, capsys):
+def test_every_recipe_trains_all_stages(recipe, lightconv, capsys):
     lightconv("train", *TINY, f"finetune={recipe}", "trainer.max_epochs=10", "trainer.limit_train_batches=1")
     printed = capsys.readouterr().out
     everything = "training all" in printed
@@ -57,7 +57,7 @@ def test_every_recipe_trains_through_all_its_stages(recipe, lightconv, capsys):
     assert "timm/test_efficientnet on Digits" in printed
 
 
-def test_a_fine_tuned_run_is_evaluated_again_with_the_images_that_its_weights_expect(lightconv):
+def test_evaluation_with_the_images_of_the_weights(lightconv):
     lightconv("train", *TINY, "finetune=feature_extraction", "trainer.max_epochs=1")
     (run,) = runs()
     lightconv("evaluate", f"run={run}")
@@ -65,7 +65,7 @@ def test_a_fine_tuned_run_is_evaluated_again_with_the_images_that_its_weights_ex
     assert metrics(evaluation.parent)["test/accuracy"] == pytest.approx(metrics(run)["test/accuracy"])
 
 
-def test_another_run_starts_from_the_weights_of_the_first(lightconv):
+def test_start_from_the_weights_of_a_run(lightconv):
     lightconv("train", *TINY, "finetune=full", "trainer.max_epochs=1", "hydra.run.dir=first")
     start = [*TINY, "finetune=feature_extraction", "trainer.max_epochs=1", "hydra.run.dir=second"]
     lightconv("train", *start, "model.weights=first/checkpoints/best.ckpt")
@@ -73,20 +73,20 @@ def test_another_run_starts_from_the_weights_of_the_first(lightconv):
     assert all(torch.equal(first[name], second[name]) for name in first if name.startswith("backbone"))
 
 
-def test_mistakes_are_told_before_there_is_a_run(lightconv, told):
-    assert "torchvision has no network resnet19" in told(
+def test_mistakes(lightconv, mistake):
+    assert "torchvision has no network resnet19" in mistake(
         lightconv, "train", "model=pretrained", "model.backbone=torchvision/resnet19"
     )
-    assert "begin at epochs [2]" in told(
+    assert "begin at epochs [2]" in mistake(
         lightconv, "train", *TINY, "finetune=gradual", "finetune.stages=[{epoch:2,train:all}]"
     )
-    assert "haed is no module" in told(
+    assert "haed is no module" in mistake(
         lightconv, "train", *TINY, "finetune=gradual", "finetune.stages=[{epoch:0,train:haed}]"
     )
-    assert "Digits has 10 classes" in told(lightconv, "train", *TINY, "finetune=full", "model.classes=3")
+    assert "Digits has 10 classes" in mistake(lightconv, "train", *TINY, "finetune=full", "model.classes=3")
 
 
-def test_a_learning_rate_is_found_for_what_the_first_stage_trains(lightconv):
+def test_learning_rate_of_the_first_stage(lightconv):
     first = "finetune.stages=[{epoch:0,train:head}]"
     lightconv("train", *TINY, "finetune=gradual", first, "find_lr=true", "trainer.max_epochs=2", "hydra.run.dir=run")
     found = OmegaConf.load("run/config.yaml").optimizer.lr
@@ -95,7 +95,7 @@ def test_a_learning_rate_is_found_for_what_the_first_stage_trains(lightconv):
     assert metrics(Path("run"))["val/loss"] == metrics(runs()[-1])["val/loss"]
 
 
-def test_a_resumed_run_goes_on_in_other_stages_where_told_to(lightconv, capsys):
+def test_resume_with_other_stages(lightconv, capsys):
     lightconv("train", *TINY, "finetune=feature_extraction", "trainer.max_epochs=2", "hydra.run.dir=run")
     capsys.readouterr()
     stages = "+finetune.stages=[{epoch:0,train:head},{epoch:2,train:all}]"

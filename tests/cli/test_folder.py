@@ -27,7 +27,7 @@ def photographs(tmp_path):
     return root
 
 
-def test_a_folder_with_bad_files_of_many_kinds_trains_and_the_bad_ones_are_named(lightconv, photographs):
+def test_bad_files_are_named_and_left_out(lightconv, photographs):
     assert len(BAD) >= KINDS
     with pytest.warns(InputWarning, match=f"photographs: {len(BAD)} of .* files give no image and are skipped"):
         lightconv("train", *SETTINGS, "trainer.max_epochs=12", "optimizer.lr=0.003")
@@ -38,19 +38,19 @@ def test_a_folder_with_bad_files_of_many_kinds_trains_and_the_bad_ones_are_named
     assert OmegaConf.load("runs/mine/config.yaml").data.classes == ["flower", "temple"]
 
 
-def test_a_run_keeps_its_classes_when_the_folder_changes(lightconv, told, photographs):
+def test_run_keeps_its_classes(lightconv, mistake, photographs):
     lightconv("train", *SETTINGS, "trainer.max_epochs=2")
     shutil.rmtree(photographs / "flower")  # what is left has to keep the second output
     lightconv("evaluate", "run=runs/mine", "+data.test=1")
     (evaluation,) = Path("runs/mine/evaluations").iterdir()
     assert (evaluation / "confusion_matrix.png").is_file()
     (photographs / "animal").mkdir()
-    message = told(lightconv, "evaluate", "run=runs/mine")
+    message = mistake(lightconv, "evaluate", "run=runs/mine")
     assert "classes unknown to the network: animal; it knows flower, temple" in message
-    assert "animal" in told(lightconv, "train", "resume=runs/mine", "trainer.max_epochs=3")
+    assert "animal" in mistake(lightconv, "train", "resume=runs/mine", "trainer.max_epochs=3")
 
 
-def test_a_stopped_run_goes_on_from_images_on_disk(lightconv, photographs):
+def test_resume_from_images_on_disk(lightconv, photographs):
     disk = ("data.cache=disk", "data.cache_dir=cache")
     lightconv("train", *SETTINGS, *disk, "trainer.max_epochs=1")
     lightconv("train", "resume=runs/mine", "trainer.max_epochs=2")
@@ -69,14 +69,14 @@ def test_a_stopped_run_goes_on_from_images_on_disk(lightconv, photographs):
         (["data.labels=labels.csv"], ["labels.csv cannot be read"]),
     ],
 )
-def test_mistakes_are_told_before_there_is_a_run(lightconv, told, photographs, arguments, words):
-    message = told(lightconv, "train", *SETTINGS, *arguments)
+def test_mistakes(lightconv, mistake, photographs, arguments, words):
+    message = mistake(lightconv, "train", *SETTINGS, *arguments)
     for word in words:
         assert word in message
     assert not Path("runs/mine/config.yaml").exists()
 
 
-def test_the_doctor_reads_a_folder_that_it_is_given(lightconv, photographs, capsys):
+def test_doctor_reads_a_folder(lightconv, photographs, capsys):
     lightconv("doctor", "json=true")
     (row,) = [row for row in json.loads(capsys.readouterr().out)["data"] if row["name"] == "folder"]
     assert row["state"] == "ImageFolder has no folder: set data.root=FOLDER, or data.labels=FILE.csv"

@@ -90,7 +90,7 @@ def test_without_augmentation_all_are_equal(drawn):
         (["data=fashion_mnist", "data.root=nowhere"], ["nowhere", "data.download=true"]),
     ],
 )
-def test_mistakes(lightconv, told, arguments, words):
-    message = told(lightconv, "gallery", *arguments)
+def test_mistakes(lightconv, mistake, arguments, words):
+    message = mistake(lightconv, "gallery", *arguments)
     for word in words:
         assert word in message

@@ -31,8 +31,8 @@ def wide_terminal(monkeypatch):
     ],
     ids=lambda value: " ".join(value) if "=" in value[0] else "",
 )
-def test_mistakes_are_told(lightconv, told, arguments, words):
-    message = told(lightconv, "inspect", *arguments)
+def test_mistakes_are_told(lightconv, mistake, arguments, words):
+    message = mistake(lightconv, "inspect", *arguments)
     for word in words:
         assert word in message
     assert list(Path().iterdir()) == []

@@ -13,7 +13,7 @@ SHIPPED = sorted(config_directory().glob("*/**/*.yaml"))
 
 @pytest.fixture
 def listed(lightconv, capsys, monkeypatch):
-    """What the command prints in a terminal of a width."""
+    """Return the output of `lightconv list` in a terminal of a given width."""
 
     def ask(*arguments, width=200):
         monkeypatch.setattr(tables.console, "width", width)
@@ -33,7 +33,7 @@ def write(file, text):
     file.write_text(text)
 
 
-def test_everything_shipped_is_listed_with_its_purpose(listed):
+def test_lists_every_file_with_its_purpose(listed):
     printed = listed(width=500)
     lines = [" ".join(line.split()) for line in printed.splitlines()]
     for path in SHIPPED:
@@ -43,19 +43,19 @@ def test_everything_shipped_is_listed_with_its_purpose(listed):
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}={path.stem}")
-def test_everything_shipped_says_what_it_is_for(path):
+def test_every_file_states_its_purpose(path):
     assert len(purpose(path)) > 10
     assert "package" not in purpose(path)
 
 
-def test_recipes_say_what_they_reach(listed):
+def test_recipes_state_their_result(listed):
     printed = listed("what=experiment")
     assert settings(printed)
     assert "experiment=lenet_fashion_mnist" in printed
     assert "mean test accuracy 0.9176" in " ".join(printed.split())
 
 
-def test_what_is_listed_can_be_typed(listed, tmp_path):
+def test_listed_settings_compose(listed, tmp_path):
     printed = settings(listed())
     assert {setting.split("=")[0] for setting in printed} == set(GROUPS)
     with initialize_config_dir(str(config_directory()), version_base="1.3"):
@@ -63,7 +63,7 @@ def test_what_is_listed_can_be_typed(listed, tmp_path):
             assert compose("train", [setting, f"directory={tmp_path}", "hydra.run.dir=test"])
 
 
-def test_names_are_whole_and_lines_short_in_a_narrow_terminal(listed):
+def test_narrow_terminal(listed):
     printed = listed(width=80)
     assert len(settings(printed)) == len(SHIPPED)
     assert max(map(len, printed.splitlines())) <= 80
@@ -75,7 +75,7 @@ def test_one_group_alone(listed):
     assert list(Path().iterdir()) == []
 
 
-def test_a_users_configs_are_listed_too_and_hide_ours_of_the_same_name(listed):
+def test_user_configs_hide_shipped_ones(listed):
     write("mine/data/own.yaml", "# @package _global_\n# images of [my] own,\n# all of them\nroot: data\n# no purpose\n")
     write("mine/data/deep/silent.yaml", "root: data\n")
     write("mine/data/digits.yaml", "# other digits\nroot: data\n")
@@ -86,7 +86,7 @@ def test_a_users_configs_are_listed_too_and_hide_ours_of_the_same_name(listed):
     assert sum("data=digits" in line for line in lines) == 1
 
 
-def test_what_hydra_finds_last_hides_nothing(listed):
+def test_later_search_path_hides_nothing(listed):
     write("other/data/digits.yaml", "# other digits\nroot: data\n")
     write("other/data/own.yaml", "# my own\nroot: data\n")
     printed = listed("what=data", f"hydra.searchpath=[file://{Path('other').resolve()}]")
@@ -94,5 +94,5 @@ def test_what_hydra_finds_last_hides_nothing(listed):
     assert "other digits" not in printed
 
 
-def test_an_unknown_group_lists_the_known_ones(lightconv, told):
-    assert "what=dat: choose one of all, experiment, model, data" in told(lightconv, "list", "what=dat")
+def test_unknown_group(lightconv, mistake):
+    assert "what=dat: choose one of all, experiment, model, data" in mistake(lightconv, "list", "what=dat")

@@ -19,7 +19,7 @@ from lightconv.runs import read_metrics
 SMOKE = ("debug=smoke", "trainer.enable_progress_bar=false")
 
 
-def test_writes_everything_that_a_run_needs(lightconv, capsys):
+def test_files_of_a_run(lightconv, capsys):
     lightconv("train", *SMOKE, "trainer.max_epochs=2")
     (run,) = runs()
     files = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()}
@@ -48,7 +48,7 @@ def test_writes_everything_that_a_run_needs(lightconv, capsys):
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
-def test_a_summary_is_shown_to_who_asks(lightconv, capsys, monkeypatch, precision):
+def test_model_summary(lightconv, capsys, monkeypatch, precision):
     monkeypatch.setattr(get_console(), "width", 300)
     lightconv("train", *SMOKE, f"trainer.precision={precision}", "trainer.enable_model_summary=true")
     printed = " ".join(capsys.readouterr().out.split())
@@ -67,7 +67,7 @@ def test_weights_load_into_plain_torch(lightconv):
         plain.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
 
 
-def test_the_same_seed_gives_the_same_figures(lightconv):
+def test_same_seed_same_figures(lightconv):
     for number, seed in enumerate((0, 0, 1)):
         lightconv("train", *SMOKE, f"seed={seed}", f"hydra.run.dir=runs/{number}")
     same, again, other = ({k: v for k, v in metrics(Path(f"runs/{i}")).items() if k != "seconds"} for i in range(3))
@@ -76,7 +76,7 @@ def test_the_same_seed_gives_the_same_figures(lightconv):
     assert same["seed"] == 0
 
 
-def test_an_existing_run_is_never_overwritten(lightconv, capsys):
+def test_existing_run_is_not_overwritten(lightconv, capsys):
     lightconv("train", *SMOKE, "hydra.run.dir=runs/mine")
     before = metrics(Path("runs/mine"))
     with pytest.raises(SystemExit, match="2"):
@@ -85,7 +85,7 @@ def test_an_existing_run_is_never_overwritten(lightconv, capsys):
     assert metrics(Path("runs/mine")) == before
 
 
-def test_a_moved_run_resumes_where_it_stopped(lightconv):
+def test_moved_run_resumes(lightconv):
     lightconv("train", *SMOKE, "trainer.max_epochs=4", "hydra.run.dir=runs/whole")
     lightconv("train", *SMOKE, "trainer.max_epochs=2", "+scheduler.total_steps=12", "hydra.run.dir=runs/half")
     Path("runs/half").rename("runs/moved")
@@ -96,7 +96,7 @@ def test_a_moved_run_resumes_where_it_stopped(lightconv):
     assert not Path("runs/half").exists()
 
 
-def test_a_resumed_run_cannot_go_back(lightconv, capsys):
+def test_resumed_run_cannot_go_back(lightconv, capsys):
     lightconv("train", *SMOKE, "trainer.max_epochs=3", "hydra.run.dir=runs/mine")
     with pytest.raises(SystemExit, match="2"):
         lightconv("train", "resume=runs/mine", "trainer.max_epochs=1")
@@ -109,7 +109,7 @@ def test_a_resumed_run_cannot_go_back(lightconv, capsys):
 
 
 @pytest.mark.parametrize("weights", ["balanced", [1, 1, 1, 1, 1, 2, 2, 2, 2, 2.5]], ids=str)
-def test_classes_can_be_weighted(lightconv, weights):
+def test_class_weights(lightconv, weights):
     lightconv("train", *SMOKE, "hydra.run.dir=runs/plain")
     lightconv("train", *SMOKE, f"task.class_weights={weights}", "hydra.run.dir=runs/weighted")
     assert OmegaConf.load("runs/weighted/config.yaml").task.class_weights == weights
@@ -118,7 +118,7 @@ def test_classes_can_be_weighted(lightconv, weights):
     assert weighted["test/balanced_accuracy"] > 0
 
 
-def test_averaged_weights_are_tested_and_resume(lightconv):
+def test_averaged_weights_resume(lightconv):
     average = (*SMOKE, "callbacks=ema", "+scheduler.total_steps=12")
     lightconv("train", *average, "trainer.max_epochs=4", "hydra.run.dir=runs/whole")
     lightconv("train", *average, "trainer.max_epochs=2", "hydra.run.dir=runs/half")
@@ -131,7 +131,7 @@ def test_averaged_weights_are_tested_and_resume(lightconv):
         assert not torch.equal(tensor, best["current_model_state"][f"model.{name}"])
 
 
-def test_callbacks_add_up_and_early_stopping_stops_for_good(lightconv):
+def test_early_stopping_stops_for_good(lightconv):
     patience = ("callbacks=[early_stopping,ema]", "callbacks.early_stopping.patience=2", "optimizer.lr=0")
     lightconv("train", *SMOKE, *patience, "trainer.max_epochs=9", "hydra.run.dir=runs/mine")
     assert metrics(Path("runs/mine"))["epochs"] == 3
@@ -142,7 +142,7 @@ def test_callbacks_add_up_and_early_stopping_stops_for_good(lightconv):
 
 
 @pytest.mark.parametrize("setting", ["+trainer.gradient_clip_algorithm=value", "trainer.precision=bf16-mixed"])
-def test_clipped_and_mixed_precision_runs_are_others_and_resume_to_the_same_bits(lightconv, setting):
+def test_clipped_and_mixed_precision_runs_resume(lightconv, setting):
     changed = (*SMOKE, "+scheduler.total_steps=6", "trainer.gradient_clip_val=0.0001", setting)
     lightconv("train", *SMOKE, "+scheduler.total_steps=6", "trainer.max_epochs=2", "hydra.run.dir=runs/plain")
     lightconv("train", *changed, "trainer.max_epochs=2", "hydra.run.dir=runs/whole")
@@ -153,7 +153,7 @@ def test_clipped_and_mixed_precision_runs_are_others_and_resume_to_the_same_bits
     assert not any(torch.equal(whole[name], plain[name]) for name in whole)
 
 
-def test_a_learning_rate_is_found_and_the_run_is_as_if_it_had_been_given(lightconv, told, capsys):
+def test_found_learning_rate_equals_a_given_one(lightconv, mistake, capsys):
     short = (*SMOKE, "trainer.max_epochs=2", "+scheduler.total_steps=9")
     lightconv("train", *short, "find_lr=true", "hydra.run.dir=runs/found")
     rate = OmegaConf.load("runs/found/config.yaml").optimizer.lr
@@ -167,28 +167,30 @@ def test_a_learning_rate_is_found_and_the_run_is_as_if_it_had_been_given(lightco
     assert Path("runs/found/metrics.csv").read_text() == Path("runs/given/metrics.csv").read_text()
     lightconv("train", "resume=runs/found", "trainer.max_epochs=3")
     assert "learning rate found" not in capsys.readouterr().out
-    assert "keeps its learning rate" in told(lightconv, "train", "resume=runs/found", "find_lr=true")
+    assert "keeps its learning rate" in mistake(lightconv, "train", "resume=runs/found", "find_lr=true")
 
 
-def test_a_learning_rate_that_cannot_be_found_is_told(lightconv, told):
+def test_no_learning_rate_found(lightconv, mistake):
     frozen = ("optimizer=sgd", "optimizer.momentum=0", "optimizer.nesterov=false", "trainer.gradient_clip_val=1e-30")
-    message = told(lightconv, "train", "find_lr=true", "trainer.overfit_batches=1", "data.augmentation=null", *frozen)
+    message = mistake(
+        lightconv, "train", "find_lr=true", "trainer.overfit_batches=1", "data.augmentation=null", *frozen
+    )
     assert "set optimizer.lr by hand" in message
     assert runs() == []
 
 
-def test_testing_can_be_turned_off(lightconv):
+def test_testing_turned_off(lightconv):
     lightconv("train", *SMOKE, "trainer.limit_test_batches=0", "hydra.run.dir=runs/mine")
     assert Path("runs/mine/weights.pt").is_file()
     assert "test/accuracy" not in metrics(Path("runs/mine"))
 
 
-def test_a_model_can_learn_a_batch_by_heart(lightconv):
+def test_overfitting_one_batch(lightconv):
     lightconv("train", "debug=overfit", "trainer.enable_progress_bar=false", "hydra.run.dir=runs/mine")
     assert read_metrics("runs/mine/metrics.csv")[-1]["train/loss"] < 0.01
 
 
-def test_a_resumed_run_keeps_its_groups(lightconv, capsys):
+def test_resumed_run_keeps_its_groups(lightconv, capsys):
     lightconv("train", *SMOKE, "hydra.run.dir=runs/mine")
     with pytest.raises(SystemExit, match="2"):
         lightconv("train", "resume=runs/mine", "optimizer=sgd")
@@ -199,7 +201,7 @@ def test_a_resumed_run_keeps_its_groups(lightconv, capsys):
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)])
-def test_a_stopped_run_leaves_a_usable_checkpoint(lightconv, tmp_path, number, status):
+def test_stopped_run_resumes(lightconv, tmp_path, number, status):
     command = [sys.executable, "-c", "from lightconv.cli import main; main()", "train"]
     arguments = ["hydra.run.dir=runs/mine", "scheduler=none", "trainer.max_epochs=1000"]
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
@@ -220,7 +222,7 @@ def test_a_stopped_run_leaves_a_usable_checkpoint(lightconv, tmp_path, number, s
     assert all({"train/loss", "val/loss", "val/accuracy"} <= row.keys() for row in rows)
 
 
-def test_a_sweep_prints_one_table(lightconv, capsys):
+def test_sweep_prints_one_table(lightconv, capsys):
     lightconv("train", *SMOKE, "-m", "seed=0,1", "model.width=0.5,1", "hydra.sweep.dir=runs/sweep")
     printed = capsys.readouterr().out
     table = printed[printed.rindex("all jobs of runs/sweep") :]
@@ -228,7 +230,7 @@ def test_a_sweep_prints_one_table(lightconv, capsys):
     assert {metrics(Path(f"runs/sweep/{job}"))["parameters"] for job in range(4)} == {61_706, 15_738}
 
 
-def test_a_sweep_with_a_failed_job_still_shows_the_others(lightconv, capsys):
+def test_sweep_with_a_failed_job(lightconv, capsys):
     with pytest.raises(SystemExit, match="2"):
         lightconv("train", *SMOKE, "-m", "model.width=0.01,1", "hydra.sweep.dir=runs/sweep")
     printed = capsys.readouterr()
@@ -261,13 +263,13 @@ def test_a_sweep_with_a_failed_job_still_shows_the_others(lightconv, capsys):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) and "=" in value[0] else "",
 )
-def test_mistakes_are_told_in_a_line_or_two(lightconv, told, arguments, words):
-    message = told(lightconv, "train", *SMOKE, *arguments)
+def test_mistakes(lightconv, mistake, arguments, words):
+    message = mistake(lightconv, "train", *SMOKE, *arguments)
     for word in words:
         assert word in message
 
 
-def test_configs_of_the_user_go_before_ours(lightconv, capsys):
+def test_user_configs_go_first(lightconv, capsys):
     for name, content in {
         "model/lenet.yaml": "_target_: lightconv.models.LeNet\nclasses: 10\nwidth: 2\n",
         "experiment/mine.yaml": "# @package _global_\nseed: 7\n",
@@ -281,7 +283,7 @@ def test_configs_of_the_user_go_before_ours(lightconv, capsys):
     assert config.model == {"_target_": "lightconv.models.LeNet", "classes": 10, "width": 2}
 
 
-def test_the_kernels_train_the_digits_with_the_references_losses(lightconv):
+def test_kernels_train_with_the_losses_of_the_reference(lightconv):
     for name in ("reference", "triton"):
         lightconv(
             "train", *SMOKE, f"backend={name}", "data.batch_size=8", "trainer.limit_val_batches=0",

@@ -24,8 +24,8 @@ def test_error_without_gpu(lightconv, capsys, monkeypatch):
         (["rounds=0"], ["rounds=0", "at least 1"]),
     ],
 )
-def test_invalid_settings(lightconv, told, arguments, words):
-    message = told(lightconv, "tune", *arguments)
+def test_invalid_settings(lightconv, mistake, arguments, words):
+    message = mistake(lightconv, "tune", *arguments)
     for word in words:
         assert word in message
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+SMOKE = ("debug=smoke", "trainer.enable_progress_bar=false")  # every part of a run in a second
+
 
 @pytest.fixture
 def lightconv(tmp_path, monkeypatch):
@@ -20,10 +22,17 @@ def lightconv(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def told(capsys):
+def trained(lightconv):
+    """Train a run in runs/mine; return the command line."""
+    lightconv("train", *SMOKE, "hydra.run.dir=runs/mine")
+    return lightconv
+
+
+@pytest.fixture
+def mistake(capsys):
     """Make a mistake on the command line and return its error message."""
 
-    def mistake(lightconv, *arguments: str) -> str:
+    def message_of(lightconv, *arguments: str) -> str:
         with pytest.raises(SystemExit, match="2"):
             lightconv(*arguments)
         message = capsys.readouterr().err
@@ -31,7 +40,7 @@ def told(capsys):
         assert "Traceback" not in message
         return message
 
-    return mistake
+    return message_of
 
 
 def runs(directory: Path = Path()) -> list[Path]:

@@ -1,6 +1,6 @@
 """Helpers of several tests: PyTorch's own samples, layouts in memory, and equality with torch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -26,11 +26,13 @@ def check_types(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _without_literals(hint: Any) -> Any:
-    """Replace a `Literal`, alone or in a union, by the types of its values."""
+    """Replace a `Literal`, alone or in a union or sequence, by the types of its values."""
     if get_origin(hint) is Literal:
         return Union[tuple(type(value) for value in get_args(hint))]  # noqa: UP007
     if get_origin(hint) in {Union, UnionType}:
         return Union[tuple(_without_literals(part) for part in get_args(hint))]  # noqa: UP007
+    if get_origin(hint) is Sequence:
+        return Sequence[_without_literals(get_args(hint)[0])]
     return hint
 
 

@@ -1,3 +1,3 @@
-from helpers.command_line import lightconv
+from helpers.command_line import lightconv, trained
 
-__all__ = ["lightconv"]
+__all__ = ["lightconv", "trained"]

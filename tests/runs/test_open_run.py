@@ -3,58 +3,59 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.command_line import metrics, weights
+from helpers.command_line import SMOKE, metrics, weights
 
 import lightconv as lc
 from lightconv.runs.checkpoints import find_checkpoint
 
-SMOKE = ("debug=smoke", "trainer.enable_progress_bar=false", "hydra.run.dir=runs/mine")
+RUN = Path("runs/mine")
+TINY = ("model.backbone=timm/test_efficientnet", "model.weights=none", "model.image_size=32", "model.channels=1")
+
+# most tests need the run alone, not the command line that the fixture returns
+needs_run = pytest.mark.usefixtures("trained")
 
 
-@pytest.fixture
-def trained(lightconv):
-    lightconv("train", *SMOKE)
-    return Path("runs/mine")
-
-
-def test_network_has_the_trained_weights(trained):
-    run = lc.open_run("runs/mine")
+@needs_run
+def test_network_has_trained_weights():
+    run = lc.open_run(str(RUN))
     state = run.network.state_dict()
-    assert state.keys() == weights(trained).keys()
-    assert all(torch.equal(state[name], tensor) for name, tensor in weights(trained).items())
+    assert state.keys() == weights(RUN).keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in weights(RUN).items())
     assert not run.network.training
     assert run.task.model is run.network
 
 
-def test_data_and_figures(trained):
-    run = lc.open_run(trained)
+@needs_run
+def test_data_and_figures():
+    run = lc.open_run(RUN)
     assert isinstance(run.data, lc.data.Digits)
     assert run.classes == run.data.classes
     assert run.preprocessing == lc.Preprocessing(28, run.data.mean, run.data.std)
-    assert run.figures == metrics(trained)
+    assert run.figures == metrics(RUN)
 
 
 def test_preprocessing_of_a_pretrained_network(lightconv):
-    tiny = ("model.backbone=timm/test_efficientnet", "model.weights=none", "model.image_size=32", "model.channels=1")
-    lightconv("train", *SMOKE, "model=pretrained", *tiny, "trainer.limit_test_batches=1")
-    run = lc.open_run("runs/mine")
+    lightconv("train", *SMOKE, "model=pretrained", *TINY, f"hydra.run.dir={RUN}")
+    run = lc.open_run(RUN)
     assert run.preprocessing == run.network.preprocessing
     assert run.preprocessing.image_size == 32
 
 
-def test_other_checkpoints(trained):
-    path = find_checkpoint(trained, "last")
-    assert path == trained / "checkpoints/last.ckpt"
+@needs_run
+def test_other_checkpoints():
+    path = find_checkpoint(RUN, "last")
+    assert path == RUN / "checkpoints/last.ckpt"
     for checkpoint in ("last", str(path)):
-        assert lc.open_run(trained, checkpoint).network is not None
+        assert lc.open_run(RUN, checkpoint).network is not None
     with pytest.raises(lc.InputError, match=r"checkpoint=middle is neither .*: best, last"):
-        _ = lc.open_run(trained, "middle").network
+        _ = lc.open_run(RUN, "middle").network
 
 
-def test_nothing_is_loaded_before_its_use(trained):
-    for path in trained.rglob("*.ckpt"):
+@needs_run
+def test_nothing_is_loaded_before_its_use():
+    for path in RUN.rglob("*.ckpt"):
         path.unlink()
-    run = lc.open_run(trained)
+    run = lc.open_run(RUN)
     assert run.config.seed == 0
     assert run.figures["epochs"] == 1
 

@@ -22,8 +22,8 @@ import pytest
     ],
     ids=lambda value: " ".join(value) if "=" in value[0] else "",
 )
-def test_invalid_settings(lightconv, told, arguments, words):
-    message = told(lightconv, "bench", *arguments)
+def test_invalid_settings(lightconv, mistake, arguments, words):
+    message = mistake(lightconv, "bench", *arguments)
     for word in words:
         assert word in message
     assert list(Path().iterdir()) == []

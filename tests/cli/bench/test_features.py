@@ -27,7 +27,7 @@ def test_times_and_accuracies_of_both_sides(config, monkeypatch):
     assert cached["test accuracy"] == pytest.approx(images["test accuracy"], abs=0.005)
 
 
-def test_incomparable_settings(lightconv, told):
-    assert "choose model=efficientnet_lite0" in told(lightconv, "bench", "what=features")
+def test_incomparable_settings(lightconv, mistake):
+    assert "choose model=efficientnet_lite0" in mistake(lightconv, "bench", "what=features")
     augmented = ["+data.augmentation._target_=lightconv.data.Augmentation"]
-    assert "leave augmentation out" in told(lightconv, "bench", "what=features", *TINY, *augmented)
+    assert "leave augmentation out" in mistake(lightconv, "bench", "what=features", *TINY, *augmented)

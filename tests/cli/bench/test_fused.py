@@ -88,8 +88,8 @@ def test_wrong_fusion_is_not_timed(network, settings, monkeypatch):
     ],
     ids=lambda value: " ".join(value) if "=" in value[0] else "",
 )
-def test_invalid_settings(lightconv, told, counted, arguments, words):
-    message = told(lightconv, "bench", "what=fused", *arguments)
+def test_invalid_settings(lightconv, mistake, counted, arguments, words):
+    message = mistake(lightconv, "bench", "what=fused", *arguments)
     for word in words:
         assert word in message
     assert not counted

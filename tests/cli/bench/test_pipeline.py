@@ -134,7 +134,7 @@ def test_different_training_is_not_timed(lightconv, monkeypatch, wrong):
     ],
     ids=lambda value: " ".join(value) if "=" in value[0] else "",
 )
-def test_invalid_settings(lightconv, told, arguments, words):
-    message = told(lightconv, "bench", "what=pipeline", *arguments)
+def test_invalid_settings(lightconv, mistake, arguments, words):
+    message = mistake(lightconv, "bench", "what=pipeline", *arguments)
     for word in words:
         assert word in message
