@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from lightconv.errors import InputWarning
 
-# what is left out is looked at in one test
+# one test checks the warning about files left out
 pytestmark = pytest.mark.filterwarnings("ignore::lightconv.errors.InputWarning")
 
 SETTINGS = (

@@ -9,14 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.command_line import metrics, runs
+from helpers.command_line import SMOKE, metrics, runs
 from models.test_lenet import PlainLeNet
 from omegaconf import OmegaConf
 from rich import get_console
 
 from lightconv.runs import read_metrics
-
-SMOKE = ("debug=smoke", "trainer.enable_progress_bar=false")
 
 
 def test_files_of_a_run(lightconv, capsys):
