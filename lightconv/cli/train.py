@@ -52,23 +52,17 @@ def train(config: DictConfig) -> float | None:
         InputError: If the configuration does not make a run.
     """
     resuming = config.resume is not None
-    directory = open_directory(resuming)
-    if resuming:
-        config = resumed_config(directory)
-    check_settings(config)
+    directory = open_directory(resuming=resuming)
+    config = read_config(config, directory, resuming=resuming)
     parts = build(config, directory)
-    check_parts(parts)
-    checkpoint = None
-    if resuming:
-        checkpoint = resume_point(parts, directory)
-    else:
-        claim(parts, directory)
+    check(parts)
+    checkpoint = start(parts, directory, resuming=resuming)
     seconds = fit(parts, checkpoint, directory)
     test(parts, directory)
     return write_results(parts, seconds, directory)
 
 
-def open_directory(resuming: bool) -> Path:
+def open_directory(*, resuming: bool) -> Path:
     """Return the directory of the run; a new run's must hold no run yet, and gets overrides.json.
 
     Raises:
@@ -79,6 +73,18 @@ def open_directory(resuming: bool) -> Path:
         check_unused(directory)
         write_json(directory / "overrides.json", list(HydraConfig.get().overrides.task))
     return directory
+
+
+def read_config(config: DictConfig, directory: Path, *, resuming: bool) -> DictConfig:
+    """Return the configuration of the run: this command's, or on resuming the run's own with settings over it.
+
+    Raises:
+        InputError: If a setting would fail late or be misunderstood.
+    """
+    if resuming:
+        config = resumed_config(directory)
+    check_settings(config)
+    return config
 
 
 def resumed_config(directory: Path) -> DictConfig:
@@ -140,7 +146,7 @@ def build(config: DictConfig, directory: Path) -> Parts:
     return Parts(config, task, data, build_trainer(config, directory))
 
 
-def check_parts(parts: Parts) -> None:
+def check(parts: Parts) -> None:
     """Check that network, data and fine-tuning stages fit together, and set the network's example batch.
 
     Raises:
@@ -154,6 +160,14 @@ def check_parts(parts: Parts) -> None:
     # (batch, c, h, w), read by the summary of layers
     batch = torch.zeros(parts.data.batch_size, *parts.data.image_shape)
     parts.task.example_input_array = parts.trainer.precision_plugin.convert_input(batch)
+
+
+def start(parts: Parts, directory: Path, *, resuming: bool) -> Path | None:
+    """Claim the directory of a new run, or return the checkpoint of a run to resume."""
+    if resuming:
+        return resume_point(parts, directory)
+    claim(parts, directory)
+    return None
 
 
 def claim(parts: Parts, directory: Path) -> None:
