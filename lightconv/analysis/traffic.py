@@ -49,6 +49,10 @@ class Traffic:
         read: bytes read.
         written: bytes written.
         saved: bytes kept for backward.
+
+    Example:
+        >>> print(Traffic(operators=2, launches=3, read=4_000, written=5_000, saved=6_000))
+        2 operators, 3 launches, 4,000 bytes read, 5,000 written, 6,000 saved for backward
     """
 
     operators: int
@@ -142,6 +146,16 @@ def compare(ours: nn.Module, theirs: nn.Module, *inputs: Any) -> tuple[Traffic, 
 
     Raises:
         InputError: If Triton is not installed.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> import lightconv as lc
+        >>> block = lc.nn.ConvBlock(1, 6, 5, padding=2, activation="relu", pool=2)
+        >>> unfused = nn.Sequential(nn.Conv2d(1, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2))
+        >>> ours, theirs = compare(block, unfused, torch.zeros(8, 1, 28, 28))
+        >>> ours.operators, theirs.operators
+        (2, 6)
     """
     with use_backend("triton"):
         our_traffic = traffic(ours, *inputs)

@@ -4,6 +4,7 @@ import importlib
 import itertools
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -42,6 +43,7 @@ def launch(verb: str, overrides: list[str]) -> None:
         overrides: arguments after the verb.
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises exceptions unchanged instead of printing them
+    overrides = [quote_revision(override) for override in overrides]
     # Hydra's parser accepts no settings before -m if others come after it
     overrides = sorted(overrides, key=lambda argument: argument not in {"-m", "--multirun"})
     sys.argv = [f"lightconv {verb}", *overrides]
@@ -62,6 +64,19 @@ def launch(verb: str, overrides: list[str]) -> None:
         sys.exit(2)
     finally:  # after a failed job, too
         sweep.show_last()
+
+
+def quote_revision(override: str) -> str:
+    """Quote the value of an override that reads like a git revision: Hydra's grammar refuses ``diff=HEAD~1``.
+
+    Example:
+        >>> quote_revision("diff=HEAD~1"), quote_revision("~trainer"), quote_revision("arch=sm_90")
+        ('diff="HEAD~1"', '~trainer', 'arch=sm_90')
+    """
+    name, _, value = override.partition("=")
+    if re.fullmatch(r"[\w./@-]+[~^][\w./@~^-]*", value):
+        return f'{name}="{value}"'
+    return override
 
 
 class UserConfigs(SearchPathPlugin):

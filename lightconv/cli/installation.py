@@ -1,4 +1,4 @@
-"""What is installed, and whether it is what lightconv requires."""
+"""Installed packages, and their requirements."""
 
 import importlib
 import subprocess
@@ -13,7 +13,13 @@ from lightconv.operators import backend
 
 @dataclass(frozen=True)
 class Extra:
-    """An optional part of an installation, those of its requirements that are not met, and how to get it."""
+    """An optional part of lightconv's installation.
+
+    Attributes:
+        name: name of the extra.
+        unmet: its unmet requirements, such as "onnx>=1.18".
+        command: command to install it.
+    """
 
     name: str
     unmet: list[str]
@@ -21,8 +27,13 @@ class Extra:
 
 
 def installed(package: str) -> str | None:
-    """The version of a package; None if it is not installed."""
-    if package == "triton":  # nightly builds and AMD's come under other names: the module is what counts
+    """Return the version of a package; None if it is not installed.
+
+    Args:
+        package: name on PyPI.
+    """
+    if package == "triton":
+        # Nightly builds and AMD's have other package names, so the module is asked.
         return importlib.import_module("triton").__version__ if backend.TRITON else None
     try:
         return version(package)
@@ -31,41 +42,51 @@ def installed(package: str) -> str | None:
 
 
 def requirements(package: str, extra: str = "") -> list[Requirement]:
-    """What an installed package, or one of its extras alone, requires on this machine."""
+    """Return the requirements of an installed package on this machine, or those that one of its extras adds.
 
-    def apply(extra: str) -> list[Requirement]:
-        return [r for r in listed if r.marker is None or r.marker.evaluate({"extra": extra})]
-
+    Args:
+        package: name of an installed package.
+        extra: name of the extra; "" for the package itself.
+    """
     listed = [Requirement(line) for line in requires(package) or []]
-    return [r for r in apply(extra) if r not in apply("")] if extra else apply("")
+    own = list(filter(_applies, listed))
+    if not extra:
+        return own
+    return [requirement for requirement in listed if _applies(requirement, extra) and requirement not in own]
+
+
+def _applies(requirement: Requirement, extra: str = "") -> bool:
+    """Return True if a requirement holds for this machine and extra: its marker may restrict both."""
+    return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
 
 
 def is_met(requirement: Requirement) -> bool:
-    """Whether a version that fits is installed."""
+    """Return True if a suitable version is installed."""
     found = installed(requirement.name)
+    # Development versions count: a nightly build is newer than the release before it.
     return found is not None and requirement.specifier.contains(found, prereleases=True)
 
 
 def extras() -> list[Extra]:
-    """The optional parts of lightconv's installation."""
-    return [
-        Extra(
-            name,
-            [f"{r.name}{r.specifier}" for r in requirements("lightconv", name) if not is_met(r)],
-            f"pip install 'lightconv[{name}]'",
-        )
-        for name in metadata("lightconv").get_all("Provides-Extra", [])
-    ]
+    """Return the optional parts of lightconv's installation."""
+    found = []
+    for name in metadata("lightconv").get_all("Provides-Extra", []):
+        unmet = [f"{r.name}{r.specifier}" for r in requirements("lightconv", name) if not is_met(r)]
+        found.append(Extra(name, unmet, command=f"pip install 'lightconv[{name}]'"))
+    return found
 
 
 def revision() -> str | None:
-    """The git revision of the checkout that lightconv runs from; None if it runs from none."""
+    """Return the git revision of lightconv's checkout; None if lightconv does not run from one."""
     root = Path(__file__).parents[2]
-    return output("git", "-C", str(root), "describe", "--always", "--dirty") if (root / ".git").exists() else None
+    if not (root / ".git").exists():
+        # git would otherwise describe any repository around an installed package
+        return None
+    return output("git", "-C", str(root), "describe", "--always", "--dirty")
 
 
 def output(*command: str) -> str | None:
-    """What a command prints; None if there is none of that name or it fails."""
+    """Return the printed output of a command; None if it is missing, fails, or takes more than ten seconds."""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):

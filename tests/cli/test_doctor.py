@@ -11,22 +11,24 @@ import torch
 from helpers.idx_files import write_idx_folder
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lightconv.cli import doctor, installation
+from lightconv.cli import installation
 from lightconv.cli.application import config_directory
+from lightconv.cli.doctor import facts, problems
+from lightconv.cli.doctor.report import Gpu
 from lightconv.operators import backend
 
-nvidia_driver = doctor.nvidia_driver  # `bare_machine` puts another one in its place
+nvidia_driver = facts.nvidia_driver  # `bare_machine` replaces it
 READY = {"installed": True, "interpreting": False, "C compiler": "/usr/bin/gcc", "Python.h": True}
 
 
 @pytest.fixture(autouse=True)
 def bare_machine(monkeypatch):
-    """No GPU, no driver and no interpreter, wherever the tests run."""
+    """Simulate a machine without GPU, driver and interpreter."""
     monkeypatch.setattr("lightconv.cli.tables.console.width", 120)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(doctor, "nvidia_driver", lambda: None)
+    monkeypatch.setattr(facts, "nvidia_driver", lambda: None)
     monkeypatch.setattr(backend, "INTERPRETED", False)
-    monkeypatch.setattr(doctor.launch, "INTERPRETED", False)
+    monkeypatch.setattr(facts.launch, "INTERPRETED", False)
 
 
 @pytest.fixture
@@ -47,15 +49,15 @@ def plug_in(monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda d=None: properties[torch.device(d).index])
         monkeypatch.setattr(torch.version, "hip", None)
         monkeypatch.setattr("torch._subclasses.fake_tensor.init_gpu_context", lambda device: None)
-        monkeypatch.setattr(doctor, "stand_in", fake)
-        monkeypatch.setattr(doctor, "triton_needs", lambda: READY)
+        monkeypatch.setattr(facts, "stand_in", fake)
+        monkeypatch.setattr(facts, "triton_needs", lambda: READY)
 
     return simulate
 
 
 @pytest.fixture
 def report(lightconv, capsys):
-    """What the command prints as JSON, and nothing else."""
+    """Run the command and return its JSON."""
 
     def ask(*arguments):
         lightconv("doctor", "json=true", *arguments)
@@ -65,7 +67,7 @@ def report(lightconv, capsys):
 
 
 def without(monkeypatch, package, instead=None):
-    """Let a package be missing, or of another version."""
+    """Simulate that a package is missing, or has another version."""
     original = metadata.version
 
     def version(name):
@@ -76,7 +78,7 @@ def without(monkeypatch, package, instead=None):
     monkeypatch.setattr(installation, "version", version)
 
 
-def test_without_a_gpu_torch_serves_everything_and_nothing_is_wrong(lightconv, capsys):
+def test_machine_without_gpu(lightconv, capsys):
     lightconv("doctor")
     printed = capsys.readouterr().out
     for words in (
@@ -85,14 +87,14 @@ def test_without_a_gpu_torch_serves_everything_and_nothing_is_wrong(lightconv, c
         "Who serves LeNet's first layer on the CPU",
         "kernels need a GPU, this is a cpu tensor",
         "1,257 train, 180 validation, 360 test",
-        "MNIST: no train-images-idx3-ubyte or train-images-idx3-ubyte.gz in data, data/raw or data/MNIST/raw",
+        "MNIST: no train-images-idx3-ubyte or train-images-idx3-ubyte.gz in data, data/raw, data/MNIST/raw",
         "No problems found",
     ):
         assert words in printed
     assert list(Path().iterdir()) == []
 
 
-def test_json_says_the_same(report):
+def test_json(report):
     found = report()
     assert found["installed"]["torch"] == metadata.version("torch")
     assert found["gpus"] == []
@@ -102,14 +104,16 @@ def test_json_says_the_same(report):
     assert found["triton"]["installed"] is True
 
 
-def test_every_set_of_conf_is_looked_for(report):
+def test_all_data_sets_of_conf(report):
     sets = {path.stem for path in (config_directory() / "data").glob("*.yaml")}
     assert {row["name"] for row in report()["data"]} == sets
 
 
-def test_a_gpu_of_capability_9_has_kernels(plug_in, report, monkeypatch):
+def test_gpu_of_capability_9(plug_in, report, monkeypatch):
     plug_in((9, 0))
-    monkeypatch.setattr(doctor.tuned, "stored", lambda gpu: {("a",): True, ("b",): False} if gpu == "GPU 9.0" else {})
+    monkeypatch.setattr(
+        facts.autotune_file, "load", lambda gpu: {("a",): True, ("b",): False} if gpu == "GPU 9.0" else {}
+    )
     found = report()
     assert found["gpus"] == [
         {
@@ -129,7 +133,7 @@ def test_a_gpu_of_capability_9_has_kernels(plug_in, report, monkeypatch):
     assert {row["by"] for row in report("backend=reference")["served"]} == {"torch"}
 
 
-def test_a_gpu_of_capability_7_5_has_none_and_that_is_explained_once(plug_in, lightconv, capsys):
+def test_unsupported_gpus_are_explained_once(plug_in, lightconv, capsys):
     plug_in((7, 5), (7, 5), (12, 1))
     lightconv("doctor")
     printed = capsys.readouterr().out
@@ -140,9 +144,9 @@ def test_a_gpu_of_capability_7_5_has_none_and_that_is_explained_once(plug_in, li
     assert printed.count("Who serves") == 2
 
 
-def test_the_interpreter_on_a_cpu_is_asked_by_the_triton_backend_alone(monkeypatch, report):
+def test_interpreter_serves_backend_triton_only(monkeypatch, report):
     monkeypatch.setattr(backend, "INTERPRETED", True)
-    monkeypatch.setattr(doctor.launch, "INTERPRETED", True)
+    monkeypatch.setattr(facts.launch, "INTERPRETED", True)
     found = report()
     assert {row["by"] for row in found["served"]} == {"torch"}
     assert any("uses no kernels" in row["reason"] for row in found["served"])
@@ -150,7 +154,7 @@ def test_the_interpreter_on_a_cpu_is_asked_by_the_triton_backend_alone(monkeypat
     assert {row["by"] for row in report("backend=triton")["served"]} == {"lightconv"}
 
 
-def test_works_where_triton_is_not_installed(tmp_path):
+def test_process_without_triton(tmp_path):
     code = """
 import sys, importlib.util
 find = importlib.util.find_spec
@@ -174,12 +178,12 @@ assert "lightconv.kernels.launch" not in sys.modules
     assert problem["fatal"] is False
 
 
-def test_a_gpu_without_triton_has_no_architecture(plug_in, monkeypatch):
+def test_gpu_without_triton(plug_in, monkeypatch):
     plug_in((9, 0))
     monkeypatch.setattr(backend, "TRITON", False)
-    gpu = doctor.gpu("cuda:0")
+    gpu = facts.describe_gpu("cuda:0")
     assert (gpu.architecture, gpu.tiles, gpu.refusal) == (None, None, "Triton is not installed")
-    assert doctor.hindrances("580.1", [gpu], {**READY, "installed": False}) == []  # it is an unmet requirement
+    assert problems.gpu_problems("580.1", [gpu], {**READY, "installed": False}) == []  # it is an unmet requirement
 
 
 @pytest.mark.parametrize(
@@ -190,7 +194,7 @@ def test_a_gpu_without_triton_has_no_architecture(plug_in, monkeypatch):
         ("pillow", None, "torchvision needs pillow"),
     ],
 )
-def test_an_unmet_requirement_is_fatal(lightconv, monkeypatch, capsys, package, instead, words):
+def test_unmet_requirement_is_fatal(lightconv, monkeypatch, capsys, package, instead, words):
     without(monkeypatch, package, instead)
     with pytest.raises(SystemExit, match="1"):
         lightconv("doctor")
@@ -200,20 +204,20 @@ def test_an_unmet_requirement_is_fatal(lightconv, monkeypatch, capsys, package, 
     assert "No problems found" not in printed
 
 
-def test_a_triton_that_is_too_old_is_fatal(monkeypatch):
+def test_old_triton_is_fatal(monkeypatch):
     monkeypatch.setattr("triton.__version__", "3.1.0")
-    (problem,) = doctor.unmet_requirements()
+    (problem,) = problems.unmet_requirements()
     assert "3.1.0 is installed" in problem.what
     assert problem.fatal
 
 
-def test_development_and_local_versions_meet_requirements(monkeypatch):
+def test_development_versions_meet_requirements(monkeypatch):
     for found in ("99.0.dev20300101", "99.0+git123"):
         monkeypatch.setattr("triton.__version__", found)
-        assert doctor.unmet_requirements() == []
+        assert problems.unmet_requirements() == []
 
 
-def test_extras_name_what_is_missing(monkeypatch):
+def test_unmet_requirements_of_extras(monkeypatch):
     without(monkeypatch, "tensorboard")
     (extra,) = (e for e in installation.extras() if e.name == "tensorboard")
     assert [name.split(">")[0] for name in extra.unmet] == ["tensorboard"]
@@ -226,13 +230,13 @@ def test_extras_name_what_is_missing(monkeypatch):
     assert extra.unmet == []
 
 
-def test_an_extra_is_printed_with_its_brackets(lightconv, monkeypatch, capsys):
+def test_extra_is_printed_with_brackets(lightconv, monkeypatch, capsys):
     without(monkeypatch, "tensorboard")
     lightconv("doctor")
     assert "pip install 'lightconv[tensorboard]'" in capsys.readouterr().out
 
 
-GPU = doctor.Gpu("cuda:0", "H100", "9.0", 79.1, "sm_90", "sm_90", None)
+GPU = Gpu("cuda:0", "H100", "9.0", 79.1, "sm_90", "sm_90", None)
 
 
 @pytest.mark.parametrize(
@@ -245,9 +249,9 @@ GPU = doctor.Gpu("cuda:0", "H100", "9.0", 79.1, "sm_90", "sm_90", None)
         ("13.0", "580.1", [GPU], {"Python.h": False}, "Python.h is missing"),
     ],
 )
-def test_what_stands_in_the_way_is_told_with_a_line_of_advice(monkeypatch, cuda, driver, gpus, triton, words):
+def test_gpu_problems_and_advice(monkeypatch, cuda, driver, gpus, triton, words):
     monkeypatch.setattr(torch.version, "cuda", cuda)
-    (problem,) = doctor.hindrances(driver, gpus, READY | triton)
+    (problem,) = problems.gpu_problems(driver, gpus, READY | triton)
     assert words in problem.what
     assert len(problem.advice) > 10
     assert "\n" not in problem.advice
@@ -263,13 +267,13 @@ def test_what_stands_in_the_way_is_told_with_a_line_of_advice(monkeypatch, cuda,
         (None, None, [], {}),
     ],
 )
-def test_what_stands_in_nobodys_way_is_no_problem(monkeypatch, cuda, driver, gpus, triton):
+def test_no_gpu_problems(monkeypatch, cuda, driver, gpus, triton):
     monkeypatch.setattr(torch.version, "cuda", cuda)
-    assert doctor.hindrances(driver, gpus, READY | triton) == []
+    assert problems.gpu_problems(driver, gpus, READY | triton) == []
 
 
 @pytest.mark.parametrize("gzipped", [False, True])
-def test_data_is_found_where_the_user_says(lightconv, tmp_path, capsys, gzipped):
+def test_data_in_given_folder(lightconv, tmp_path, capsys, gzipped):
     write_idx_folder(tmp_path / "my files" / "MNIST" / "raw", gzipped=gzipped)
     lightconv("doctor", "data_root=my files", "data.mnist.validation=50")
     printed = capsys.readouterr().out
@@ -278,7 +282,7 @@ def test_data_is_found_where_the_user_says(lightconv, tmp_path, capsys, gzipped)
     assert "No problems found" in printed
 
 
-def test_damaged_data_is_named(report, tmp_path):
+def test_damaged_data(report, tmp_path):
     folder = write_idx_folder(tmp_path / "files")
     (folder / "t10k-labels-idx1-ubyte").write_bytes(b"x")
     (row,) = (r for r in report("data.mnist.root=files", "data.mnist.validation=50")["data"] if r["name"] == "mnist")
@@ -286,7 +290,7 @@ def test_damaged_data_is_named(report, tmp_path):
     assert row["state"].startswith("files/t10k-labels-idx1-ubyte is damaged")
 
 
-def test_an_unknown_backend_is_told(lightconv, capsys):
+def test_unknown_backend(lightconv, capsys):
     with pytest.raises(SystemExit, match="2"):
         lightconv("doctor", "backend=cudnn")
     assert "unknown backend 'cudnn'" in capsys.readouterr().err
@@ -296,46 +300,46 @@ def test_an_unknown_backend_is_told(lightconv, capsys):
     ("printed", "version"),
     [("580.65.06\n580.65.06", "580.65.06"), (None, "535.104.05")],
 )
-def test_the_driver_is_asked_or_read(monkeypatch, tmp_path, printed, version):
+def test_nvidia_driver(monkeypatch, tmp_path, printed, version):
     file = tmp_path / "version"
     file.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023\n")
-    monkeypatch.setattr(doctor, "_DRIVER", file)
-    monkeypatch.setattr(doctor, "output", lambda *command: printed)
+    monkeypatch.setattr(facts, "_DRIVER", file)
+    monkeypatch.setattr(facts, "output", lambda *command: printed)
     assert nvidia_driver() == version
-    monkeypatch.setattr(doctor, "output", lambda *command: None)
-    monkeypatch.setattr(doctor, "_DRIVER", tmp_path / "nothing")
+    monkeypatch.setattr(facts, "output", lambda *command: None)
+    monkeypatch.setattr(facts, "_DRIVER", tmp_path / "nothing")
     assert nvidia_driver() is None
 
 
-def test_the_compiler_is_the_one_that_triton_takes(monkeypatch):
+def test_c_compiler_of_triton(monkeypatch):
     known = {"gcc": "/bin/gcc", "clang": "/bin/clang", "mycc": "/opt/mycc"}
-    monkeypatch.setattr(doctor.shutil, "which", known.get)
+    monkeypatch.setattr(facts.shutil, "which", known.get)
     monkeypatch.delenv("CC", raising=False)
-    assert doctor.triton_needs()["C compiler"] == "/bin/gcc"
+    assert facts.triton_needs()["C compiler"] == "/bin/gcc"
     monkeypatch.setenv("CC", "mycc")
-    assert doctor.triton_needs()["C compiler"] == "/opt/mycc"
+    assert facts.triton_needs()["C compiler"] == "/opt/mycc"
     monkeypatch.setenv("CC", "nothing")
-    assert doctor.triton_needs()["C compiler"] is None
+    assert facts.triton_needs()["C compiler"] is None
     monkeypatch.delenv("CC")
     del known["gcc"]
-    assert doctor.triton_needs()["C compiler"] == "/bin/clang"
+    assert facts.triton_needs()["C compiler"] == "/bin/clang"
 
 
-def test_a_cudnn_that_is_in_the_way_is_told(monkeypatch):
+def test_conflicting_cudnn(monkeypatch):
     def version():
         raise RuntimeError("cuDNN version incompatibility\nmore")
 
     monkeypatch.setattr(torch.backends.cudnn, "version", version)
-    assert doctor.versions()["torch's cuDNN"] == "cuDNN version incompatibility"
+    assert facts.versions()["torch's cuDNN"] == "cuDNN version incompatibility"
 
 
-def test_a_stand_in_has_the_memory_of_one_element():
-    tensor = doctor.stand_in("cpu", 256, 1, 28, 28)
+def test_stand_in_has_one_element():
+    tensor = facts.stand_in("cpu", 256, 1, 28, 28)
     assert tensor.shape == (256, 1, 28, 28)
     assert tensor.untyped_storage().nbytes() == 4
 
 
-def test_only_a_checkout_has_a_revision(monkeypatch, tmp_path):
+def test_revision_of_checkout(monkeypatch, tmp_path):
     monkeypatch.setattr(installation, "__file__", str(tmp_path / "lightconv" / "cli" / "installation.py"))
     monkeypatch.setattr(installation, "output", lambda *command: command[2])
     assert installation.revision() is None  # whatever repository is around it
@@ -343,16 +347,16 @@ def test_only_a_checkout_has_a_revision(monkeypatch, tmp_path):
     assert installation.revision() == str(tmp_path)
 
 
-def test_a_command_that_is_missing_or_fails_prints_nothing():
+def test_output_of_commands():
     assert installation.output(sys.executable, "-c", "print(7)") == "7"
     assert installation.output(sys.executable, "-c", "print(7); exit(1)") is None
     assert installation.output("no-such-command") is None
 
 
 @pytest.mark.parametrize(
-    ("value", "points", "mistake"), [("1", (), 1), ("1", ("lightconv",), 0), ("0", (), 0), ("", (), 0)]
+    ("value", "points", "count"), [("1", (), 1), ("1", ("lightconv",), 0), ("0", (), 0), ("", (), 0)]
 )
-def test_a_lightconv_that_lightning_does_not_learn_of_is_told(monkeypatch, value, points, mistake):
+def test_missing_entry_point(monkeypatch, value, points, count):
     monkeypatch.setenv("LIGHTCONV", value)
-    monkeypatch.setattr(doctor, "entry_points", lambda group, name: points)
-    assert len(doctor.unplugged()) == mistake
+    monkeypatch.setattr(problems, "entry_points", lambda group, name: points)
+    assert len(problems.missing_entry_point()) == count

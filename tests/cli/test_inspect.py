@@ -1,12 +1,17 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
 import lightconv.cli.inspect as verb
+from lightconv.cli.application import config_directory
+from lightconv.cli.inspect import difference
+from lightconv.errors import InputError, InputWarning
 
 SMALL = ("layers=null", "batch_size=2", "layer.channels=16", "layer.filters=16", "layer.image_size=8")
+PACKAGE = Path(verb.__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -28,23 +33,25 @@ def wide_terminal(monkeypatch):
         (["diff=[one.json]"], ["two files"]),
         (["diff=[one.json,two.json]"], ["one.json"]),
         (["diff=no-such-revision"], ["git", "no-such-revision"]),
+        (["diff=no-such-revision~1"], ["git", "no-such-revision~1"]),
+        (["diff=no-such-revision^"], ["git", "no-such-revision^"]),
     ],
     ids=lambda value: " ".join(value) if "=" in value[0] else "",
 )
-def test_mistakes_are_told(lightconv, mistake, arguments, words):
+def test_mistakes(lightconv, mistake, arguments, words):
     message = mistake(lightconv, "inspect", *arguments)
     for word in words:
         assert word in message
     assert list(Path().iterdir()) == []
 
 
-def test_a_process_that_interprets_says_that_it_cannot_compile(lightconv, capsys):
+def test_interpreting_process(lightconv, capsys):
     with pytest.raises(SystemExit, match="2"):
         lightconv("inspect", *SMALL)
     assert "TRITON_INTERPRET is set" in capsys.readouterr().err
 
 
-def test_without_triton_it_explains_itself(lightconv, capsys, monkeypatch):
+def test_without_triton(lightconv, capsys, monkeypatch):
     monkeypatch.setattr(verb, "TRITON", False)
     with pytest.raises(SystemExit, match="2"):
         lightconv("inspect")
@@ -52,7 +59,7 @@ def test_without_triton_it_explains_itself(lightconv, capsys, monkeypatch):
 
 
 @pytest.mark.compile
-def test_prints_kernels_and_predicted_times(lightconv, capsys):
+def test_printed_tables(lightconv, capsys):
     lightconv("inspect", *SMALL, "layer.pool=2", "layer.activation=relu")
     printed = capsys.readouterr().out
     for word in ("implicit_gemm", "descriptors", "TMA", "kernels of layer on h100", "predicted, µs", "gain"):
@@ -61,7 +68,7 @@ def test_prints_kernels_and_predicted_times(lightconv, capsys):
 
 
 @pytest.mark.compile
-def test_an_architecture_without_a_data_sheet_is_compiled_and_not_predicted(lightconv, capsys):
+def test_architecture_without_data_sheet(lightconv, capsys):
     lightconv("inspect", *SMALL, "arch=sm_86")
     printed = capsys.readouterr().out
     assert "kernels of layer on sm_86" in printed
@@ -69,13 +76,13 @@ def test_an_architecture_without_a_data_sheet_is_compiled_and_not_predicted(ligh
 
 
 @pytest.mark.compile
-def test_writes_what_it_found_and_compares_it(lightconv, capsys):
+def test_written_files_and_their_difference(lightconv, capsys):
     lightconv("inspect", *SMALL, "output=found/first")
     assert {p.name for p in Path("found").iterdir()} == {"first.json", "first.md", "first_h100_layer.png"}
     assert "# Predicted, not measured" in Path("found/first.md").read_text()
     found = json.loads(Path("found/first.json").read_text())
     lightconv("inspect", "diff=[found/first.json,found/first.json]")
-    assert "every kernel is what it was" in capsys.readouterr().out
+    assert "no kernel changed" in capsys.readouterr().out
 
     found["kernels"][0] |= {"spilled": 64, "loads": "16", "divisions": 3}
     Path("worse.json").write_text(json.dumps(found))
@@ -88,31 +95,93 @@ def test_writes_what_it_found_and_compares_it(lightconv, capsys):
     assert "better" in capsys.readouterr().out
 
 
+@pytest.fixture
+def revision(monkeypatch, tmp_path):
+    """Return a folder that stands for another revision's tree, and git's commands that check it out."""
+    tree = tmp_path / "revision"
+    tree.mkdir()
+    commands = []
+
+    def git(repository, command, action, *arguments):
+        commands.append(f"{command} {action}")
+        if action == "add":
+            checkout = arguments[2]
+            shutil.copytree(tree, checkout)
+
+    monkeypatch.setattr(difference, "_git", git)
+    return tree, commands
+
+
+def settings(**changed):
+    own = OmegaConf.load(config_directory() / "inspect.yaml")
+    for part in ("defaults", "hydra"):
+        own.pop(part, None)
+    return OmegaConf.merge(own, changed, {"diff": "HEAD"})
+
+
 @pytest.mark.compile
-def test_compares_with_another_revision(monkeypatch, tmp_path):
-    """The other revision is inspected by its own code, from its own checkout: here the working tree itself."""
-    checkouts = []
-
-    def git(source, *arguments):
-        checkouts.append(arguments)
-        if arguments[1] == "add":
-            Path(arguments[4]).parent.mkdir(exist_ok=True)
-            Path(arguments[4]).symlink_to(tmp_path)
-
-    for folder in ("lightconv", "conf"):
-        (tmp_path / folder).symlink_to(Path(verb.__file__).parents[2] / folder)
-    monkeypatch.setattr(verb, "_git", git)
-    settings = OmegaConf.load(verb.Path(verb.__file__).parents[2] / "conf" / "inspect.yaml")
-    changed = {"layers": None, "batch_size": 2, "layer": {"channels": 16, "filters": 16, "image_size": 8}}
-    settings = OmegaConf.merge(settings, changed, {"diff": "HEAD"})
-    before, after = verb._both_sides(settings)
+def test_difference_to_revision(revision):
+    """The other revision is inspected by its own code from its own checkout: here a copy of the working tree."""
+    tree, commands = revision
+    shutil.copytree(PACKAGE, tree / "lightconv")
+    shutil.copytree(config_directory(), tree / "conf")
+    layer = {"channels": 16, "filters": 16, "image_size": 8}
+    before, after = difference.read_both_sides(settings(layers=None, batch_size=2, layer=layer))
     assert before["kernels"]
     assert [k["kernel"] for k in before["kernels"]] == [k["kernel"] for k in after["kernels"]]
-    assert [arguments[1] for arguments in checkouts] == ["add", "remove"]
+    assert commands == ["worktree add", "worktree remove"]
+
+
+OTHER_LAYOUT = """
+import json
+from pathlib import Path
+
+def inspect(config):
+    assert config.diff is config.listing is None
+    report = {"layer": config.layers, "batch_size": config.batch_size, "precision": config.precision}
+    Path(config.output + ".json").write_text(json.dumps({"kernels": [report]}))
+"""
+
+
+def write_revision(tree, code):
+    """Write a revision with verbs in single modules, one setting that is unknown today, and without ``dtype``."""
+    cli = tree / "lightconv" / "cli"
+    cli.mkdir(parents=True)
+    (tree / "lightconv" / "__init__.py").touch()
+    (cli / "__init__.py").touch()
+    (cli / "inspect.py").write_text(code)
+    (tree / "conf").mkdir()
+    names = ("layers", "batch_size", "output", "diff", "listing", "published")
+    own = dict.fromkeys(names) | {"precision": 16}
+    OmegaConf.save(OmegaConf.create(own), tree / "conf" / "inspect.yaml")
+
+
+def test_revision_with_other_layout_and_settings(revision):
+    tree, commands = revision
+    write_revision(tree, OTHER_LAYOUT)
+    with pytest.warns(InputWarning, match="HEAD has no setting arch, dtype, channels_last, layer"):
+        before = difference.inspect_revision("HEAD", settings(layers="lenet", batch_size=2))
+    assert before["kernels"] == [{"layer": "lenet", "batch_size": 2, "precision": 16}]
+    assert commands == ["worktree add", "worktree remove"]
+
+
+def test_revision_without_inspect(revision):
+    _, commands = revision
+    with pytest.raises(InputError, match="revision HEAD has no `lightconv inspect`: name a later revision"):
+        difference.read_both_sides(settings())
+    assert commands == ["worktree add", "worktree remove"]
+
+
+def test_revision_that_fails(revision):
+    tree, commands = revision
+    write_revision(tree, "def inspect(config):\n    raise KeyError('sm_90')")
+    with pytest.raises(InputError, match="revision HEAD cannot inspect itself: KeyError: 'sm_90'; name a later"):
+        difference.read_both_sides(settings())
+    assert commands == ["worktree add", "worktree remove"]
 
 
 @pytest.mark.compile
-def test_lists_machine_code_with_the_loop_marked(lightconv, capsys):
+def test_listing_with_marked_loop(lightconv, capsys):
     lightconv("inspect", *SMALL, "listing=0.conv2d.implicit")
     lines = capsys.readouterr().out.splitlines()
     assert any("HGMMA" in line and line.startswith("|") for line in lines)
@@ -123,10 +192,10 @@ def test_lists_machine_code_with_the_loop_marked(lightconv, capsys):
 
 
 @pytest.mark.compile
-def test_shows_how_far_predictions_are_off(lightconv, capsys, monkeypatch):
-    monkeypatch.setattr(verb.published, "MEASUREMENTS", verb.published.MEASUREMENTS[:1])
+def test_published_times(lightconv, capsys, monkeypatch):
+    monkeypatch.setattr(verb.report.published, "MEASUREMENTS", verb.report.published.MEASUREMENTS[:1])
     lightconv("inspect", "published=true")
     printed = capsys.readouterr().out
     assert "predicted against published" in printed
     assert "github.com" in printed
-    assert "in the median" in printed
+    assert "median size of the error" in printed
