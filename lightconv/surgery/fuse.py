@@ -207,7 +207,7 @@ def fuse(model: nn.Module) -> Fusion:
 
     Pooling may precede a non-decreasing activation, because the two commute. Functions in a forward (``F.relu``,
     ``+``) cannot be removed from it, and stay. timm's BatchNormAct2d counts as a BatchNorm2d followed by its inner
-    modules. torchvision's FrozenBatchNorm2d counts as a BatchNorm2d in evaluation. timm's
+    modules. torchvision's FrozenBatchNorm2d counts as a BatchNorm2d that stays in evaluation. timm's
     FrozenBatchNormAct2d counts as both.
 
     A chain with BatchNorm2d is fused in evaluation. While its BatchNorm2d is in training, each module computes its own
