@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from lightconv.analysis.compilation import Compiled
+from lightconv.analysis.compilation import CompiledKernel
 from lightconv.analysis.machine_code import count
 from lightconv.kernels import depthwise, depthwise_plan
 from lightconv.kernels.tiles import ARCHITECTURES, Tiles
@@ -191,7 +191,7 @@ class Case(NamedTuple):
     window: Window
     tiles: Mapping[str, Tiles]
 
-    def compile(self, architecture, tile) -> Compiled:
+    def compile(self, architecture, tile) -> CompiledKernel:
         from helpers.compiling import compile_launches
 
         results = compile_launches(
