@@ -40,7 +40,7 @@ def test_averaging_over_views(trained, split, capsys):
         (["run=runs/mine", "checkpoint=middle"], ["checkpoint=middle", "best, last"]),
         (["run=runs/mine", "split=train"], ["split=train", "test, validation"]),
         (["run=runs/mine", "data.root=elsewhere"], ["data.root=elsewhere", "has no root"]),
-        (["run=runs/mine", "checkpoint=runs/mine/metrics.csv"], ["no checkpoint"]),
+        (["run=runs/mine", "checkpoint=runs/mine/metrics.csv"], ["is not a checkpoint"]),
         (["run=runs/mine", "task.views=[turn]"], ["views=turn", "flip, vertical_flip"]),
     ],
 )
