@@ -1,4 +1,4 @@
-"""What a change did, figure by figure; and kernels of ours made worse on purpose, which both judges must notice."""
+"""Changes figure by figure; and kernels made worse on purpose, noticed by `inspect` and by the compile tests."""
 
 import importlib
 from unittest import mock
@@ -44,7 +44,7 @@ WORSE = {
 
 
 @pytest.mark.parametrize("figure", WORSE)
-def test_a_worse_figure_is_worse_and_the_way_back_is_better(figure):
+def test_verdicts_both_ways(figure):
     worse = report(**WORSE[figure])
     alone = {figure} if figure != "matrix" else {"matrix", "instructions_per_matrix_instruction"}
     assert verdicts(HEALTHY, worse) == dict.fromkeys(alone, "worse")
@@ -52,18 +52,18 @@ def test_a_worse_figure_is_worse_and_the_way_back_is_better(figure):
     assert verdicts(worse, worse) == {}
 
 
-def test_what_was_written_before_a_figure_existed_says_nothing_about_it():
+def test_figure_missing_before():
     before = {figure: value for figure, value in HEALTHY.items() if figure != "stores"}
     assert verdicts(before, report(stores="16")) == {}
 
 
-def test_the_same_layer_on_two_gpus_is_two_kernels():
+def test_same_layer_on_two_gpus():
     before = [report(gpu=gpu) for gpu in ("a100", "h100")]
     after = [report(gpu="a100", spilled=8), report(gpu="h100")]
     assert [(c.kernel, c.verdict) for c in changes(before, after)] == [(f"a100 {NAME}", "worse")]
 
 
-def test_losing_tensor_memory_access_is_worse():
+def test_lost_tensor_memory_access():
     described = report(loads="TMA")
     assert verdicts(described, report(loads="128")) == {"tensor memory access": "worse"}
     assert verdicts(report(loads="128"), described) == {"tensor memory access": "better"}
@@ -71,7 +71,7 @@ def test_losing_tensor_memory_access_is_worse():
 
 
 @pytest.mark.parametrize("figure", ["tile", "registers", "shared", "outside", "code_bytes"])
-def test_a_figure_that_may_be_more_or_less_is_neither(figure):
+def test_neutral_figures(figure):
     assert verdicts(HEALTHY, report(**{figure: 1})) == {figure: ""}
 
 
@@ -81,19 +81,19 @@ def test_a_figure_that_may_be_more_or_less_is_neither(figure):
         {},
         {"seconds": 1.009e-3},
         {"seconds": 0.991e-3},
-        {"matrix": 64, "others": 128},  # a loop that is unrolled
+        {"matrix": 64, "others": 128},  # an unrolled loop
         {"occupancy": 0.5, "bound": "memory", "compile_seconds": 9},
     ],
 )
-def test_what_is_no_change(figures):
+def test_no_change(figures):
     assert verdicts(HEALTHY, report(**figures)) == {}
 
 
-def test_without_a_data_sheet_no_seconds_are_compared():
+def test_seconds_without_data_sheet():
     assert verdicts(report(seconds=None), report(seconds=None)) == {}
 
 
-def test_a_change_is_said_with_both_values():
+def test_change_has_both_values():
     assert changes([HEALTHY], [report(spilled=8)]) == [Change(NAME, "spilled", 0, 8, "worse")]
     assert changes([HEALTHY], [report(blocks=1)]) == [Change(NAME, "blocks", 2, 1, "worse")]
     assert changes([HEALTHY], [report(others=128)]) == [
@@ -101,7 +101,7 @@ def test_a_change_is_said_with_both_values():
     ]
 
 
-def test_kernels_that_came_and_went():
+def test_new_and_gone_kernels():
     found = changes([HEALTHY], [report(layer="conv2")])
     assert [(c.kernel, c.figure, c.after) for c in found] == [
         (NAME, "kernel", "gone"),
@@ -109,19 +109,19 @@ def test_kernels_that_came_and_went():
     ]
 
 
-def test_kernels_of_several_networks_are_told_apart():
+def test_same_layer_of_two_networks():
     before = [report(network=name) for name in ("lenet", "vgg16")]
     after = [before[0], report(network="vgg16", spilled=8)]
     assert [change.kernel for change in changes(before, after)] == [f"vgg16 {NAME}"]
 
 
-def test_the_worst_comes_first():
+def test_worst_change_first():
     before = [report(layer="a"), report(layer="b", divisions=2), report(layer="c")]
     after = [report(layer="a", registers=9), report(layer="b"), report(layer="c", spilled=9)]
     assert [change.verdict for change in changes(before, after)] == ["worse", "better", ""]
 
 
-# kernels made worse on purpose
+# ---- kernels made worse on purpose
 
 ARCHITECTURE = "sm_80"
 
@@ -136,13 +136,14 @@ POOLING = forward_only(MaxPool2d(3, 2, 1), 3, 64, 21, 21)  # the last block is n
 
 
 def judged(given):
-    """A layer's kernel by `lightconv inspect`, as its JSON has it, and its machine code."""
+    """Return the report on a layer's only kernel as a dictionary, and the compiled kernel."""
     found = inspection.inspect([given], ARCHITECTURE, None)
-    return found.kernels[0]._asdict(), found.codes[0]
+    (kernel,), (code,) = found.kernels, found.codes
+    return kernel._asdict(), code
 
 
-def refused(given, kernel):
-    """Why the tests that compile refuse a layer's kernel; None if they do not."""
+def failure(given, kernel):
+    """Return the message with which the compile tests refuse a layer's kernel; None if they accept it."""
     try:
         if given is POOLING:
             assert_neighbours_are_read_at_once(kernel, "float16")
@@ -154,13 +155,13 @@ def refused(given, kernel):
 
 
 @pytest.mark.compile
-def test_a_tile_too_large_for_its_warps_is_noticed():
+def test_tile_too_large_for_its_warps():
     healthy, code = judged(BLOCK)
-    assert refused(BLOCK, code) is None
+    assert failure(BLOCK, code) is None
     with mock.patch.object(implicit_gemm_plan, "choose_tile", return_value=Tile(64, 64, 64, 1, 2)):
         broken, code = judged(BLOCK)
     assert verdicts(healthy, broken)["spilled"] == "worse"
-    assert "spilled" in refused(BLOCK, code)
+    assert "spilled" in failure(BLOCK, code)
 
 
 EVEN = "EVEN_CHANNELS=product.channels % depth == 0, EVEN_FILTERS=product.filters % columns == 0"
@@ -168,9 +169,9 @@ UNEVEN = "EVEN_CHANNELS=False, EVEN_FILTERS=False"
 STEP = "block_columns(c0, channels, DEPTH"
 DIVIDED = "block_columns(c0 + c0 // channels * DEPTH, channels, DEPTH"
 LOAD = "input_tile = tl.load(input_ptr + input_offset, mask=input_in, other=0.0)\n"
-MASKED = f"{LOAD}                input_tile = tl.where(input_in, input_tile, 0.0)\n"  # what the load has done
+MASKED = f"{LOAD}                input_tile = tl.where(input_in, input_tile, 0.0)\n"  # the load did this already
 CLAMPED = "tl.where(element_in, n, 0), c, h, w"
-MADE_WORSE = [  # module, what its source reads and what it is made, layer, figure, what the tests that compile say
+MADE_WORSE = [  # module, part of its source, broken part, layer, worse figure, message of the compile tests
     ("implicit_gemm", EVEN, UNEVEN, BLOCK, "loads", "single elements"),
     ("implicit_gemm", STEP, DIVIDED, BLOCK, "divisions", "division"),
     ("implicit_gemm", LOAD, MASKED, LARGE, "instructions_per_matrix_instruction", "other instructions"),
@@ -180,12 +181,12 @@ MADE_WORSE = [  # module, what its source reads and what it is made, layer, figu
 
 @pytest.mark.compile
 @pytest.mark.parametrize(("module", "source", "broken", "given", "figure", "words"), MADE_WORSE)
-def test_a_kernel_made_worse_is_noticed(module, source, broken, given, figure, words, tmp_path, monkeypatch):
+def test_kernel_made_worse(module, source, broken, given, figure, words, tmp_path, monkeypatch):
     original = importlib.import_module(f"lightconv.kernels.{module}")
     healthy, code = judged(given)
-    assert refused(given, code) is None
+    assert failure(given, code) is None
     (mutant,) = mutants(original, source, broken, tmp_path)
     put_in_place(mutant, original, monkeypatch)
     worse, code = judged(given)
     assert verdicts(healthy, worse)[figure] == "worse"
-    assert words in refused(given, code)
+    assert words in failure(given, code)

@@ -6,13 +6,12 @@ from unittest import mock
 
 import pytest
 import triton
-from helpers.small_layers import compile_one, launches, layer
+from helpers.small_layers import compile_one, kernel_of, launches, layer
 from torch import nn
 from triton import knobs
 
 from lightconv.analysis import compilation
 from lightconv.analysis.compilation import (
-    CompiledKernel,
     index_bits,
     record_launches,
     specialization,
@@ -30,7 +29,7 @@ def block(filters=64):
     return layer(ConvBlock(64, filters, 3, padding=1, pool=2), 8, 64, 32, 32)
 
 
-def test_a_process_that_interprets_records_nothing():
+def test_interpreting_process():
     with pytest.raises(InputError, match="TRITON_INTERPRET is set"), record_launches("sm_90"):
         pass
 
@@ -39,7 +38,7 @@ def test_a_process_that_interprets_records_nothing():
     ("architecture", "expected"),
     [("sm_90", ("cuda", 90, 32)), ("sm_120", ("cuda", 120, 32)), ("gfx942", ("hip", "gfx942", 64))],
 )
-def test_an_architecture_as_the_compiler_calls_it(architecture, expected):
+def test_target(architecture, expected):
     found = target(architecture)
     assert (found.backend, found.arch, found.warp_size) == expected
 
@@ -52,12 +51,12 @@ def test_an_architecture_as_the_compiler_calls_it(architecture, expected):
         ("tt.addptr %0, %1 : !tt.ptr<f16>, i64", 32),  # a scalar's: one address for all
     ],
 )
-def test_how_wide_addresses_are(ttir, bits):
-    assert index_bits(CompiledKernel("", "sm_90", 4, 0, 0, 0, 0, None, "", (), (), ttir)) == bits
+def test_index_bits(ttir, bits):
+    assert index_bits(kernel_of(ttir=ttir)) == bits
 
 
 def read_by_hand(cubin, path):
-    """Registers, stack, matrix instructions between the ends of the shortest loop that has any, and bytes of code."""
+    """Return registers, stack bytes, matrix instructions of the shortest loop with any, and bytes of code."""
     path.write_bytes(cubin)
 
     def cuobjdump(option):
@@ -80,7 +79,7 @@ def read_by_hand(cubin, path):
 
 @compiling
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
-def test_figures_are_what_cuobjdump_says(architecture, tmp_path):
+def test_figures_against_cuobjdump(architecture, tmp_path):
     launch = launches(block(), architecture)["conv_block"]
     source, options = specialization(launch)
     built = triton.compile(source, target=target(architecture), options=dict(options.__dict__))
@@ -92,7 +91,7 @@ def test_figures_are_what_cuobjdump_says(architecture, tmp_path):
 
 
 @compiling
-def test_a_block_has_shared_memory_for_the_steps_that_are_loaded_ahead():
+def test_shared_memory_of_stages():
     launch = launches(block(), "sm_80")["conv_block"]
     rows, columns, depth = (launch.arguments[name] for name in ("ROWS", "COLUMNS", "DEPTH"))
     ahead = launch.options["num_stages"] - 1
@@ -100,7 +99,7 @@ def test_a_block_has_shared_memory_for_the_steps_that_are_loaded_ahead():
 
 
 @compiling
-def test_amds_figures_are_what_its_compiler_notes():
+def test_figures_against_amd_notes():
     kernel = compile_one(launches(block(), "gfx942")["conv_block"])
     notes = dict(re.findall(r"^; (\w+)(?:: | = )(\d+)", kernel.machine_code, re.MULTILINE))
     assert kernel.registers == int(notes["TotalNumVgprs"])
@@ -147,14 +146,14 @@ STEPS = {
 
 @compiling
 @pytest.mark.parametrize("name", STEPS)
-def test_operators_of_a_training_step_and_what_they_launch(name):
+def test_launches_of_training_step(name):
     given, expected = STEPS[name]
     calls = training_step(given.module, given.images, "sm_80")
     assert [(call.operator, [launch.name for launch in call.launches]) for call in calls] == expected
 
 
 @compiling
-def test_a_launch_is_recorded_with_all_that_it_was_given():
+def test_recorded_launch():
     given = block(256)
     launch = launches(given, "sm_90")["conv_block"]
     rows, columns = launch.arguments["ROWS"], launch.arguments["COLUMNS"]
@@ -166,7 +165,7 @@ def test_a_launch_is_recorded_with_all_that_it_was_given():
 
 
 @compiling
-def test_nothing_is_recorded_afterwards():
+def test_recording_ends():
     before = triton.runtime.jit.JITFunction.run
     with record_launches("sm_90") as made:
         pass
@@ -174,7 +173,7 @@ def test_nothing_is_recorded_afterwards():
 
 
 @compiling
-def test_equal_launches_are_compiled_once_and_different_ones_apart():
+def test_equal_launches_compile_once():
     pools = [layer(MaxPool2d(size, 2), 8, 16, 14, 14) for size in (2, 3, 2)]
     made = [launches(pool, "sm_80")["max_pool2d"] for pool in pools]
     with mock.patch.object(compilation.triton, "compile", wraps=triton.compile) as compiler:
@@ -185,7 +184,7 @@ def test_equal_launches_are_compiled_once_and_different_ones_apart():
 
 
 @compiling
-def test_seconds_are_the_compilers_and_none_from_its_cache(tmp_path, monkeypatch):
+def test_compile_seconds(tmp_path, monkeypatch):
     monkeypatch.setattr(knobs.cache, "dir", str(tmp_path))
     launch = launches(layer(nn.MaxPool2d(2), 8, 16, 14, 14), "sm_80")["max_pool2d"]
     first, second = (compile_one(launch).seconds for _ in range(2))

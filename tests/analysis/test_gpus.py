@@ -1,4 +1,4 @@
-"""Occupancy against CUDA's rules worked out by hand, and data sheets against the hardware's rates."""
+"""Occupancy against CUDA's rules worked out by hand, and data sheets against rates per clock cycle."""
 
 import pytest
 
@@ -38,25 +38,25 @@ KIB = 1024
         ("gfx942", 4, 122, 64 * KIB + 1, 0),
     ],
 )
-def test_blocks_of_a_multiprocessor(architecture, warps, registers, shared, blocks):
+def test_blocks_at_once(architecture, warps, registers, shared, blocks):
     assert blocks_at_once(architecture, warps, registers, shared) == blocks
 
 
-def test_occupancy_is_the_share_of_resident_warps():
+def test_occupancy():
     assert occupancy("sm_90", 8, 106, 82_000) == 16 / 64
     assert occupancy("sm_86", 4, 168, 0) == 12 / 48
     assert occupancy("sm_80", 4, 32, 200 * KIB) == 0
 
 
-# multiplications and additions in half precision, a cycle and multiprocessor: fourth, third and fifth generation
-# tensor cores, Ada's full and GeForce's halved rate with sums in float32
+# Multiplications and additions in half precision per cycle and multiprocessor, with sums in float32: tensor cores of
+# the third, fourth and fifth generation, Ada's full rate and GeForce's halved rate.
 RATES = {"a100": 2048, "h100": 4096, "h200": 4096, "l40s": 1024, "rtx4090": 512, "rtx5090": 512, "b200": 8192}
 
 
 @pytest.mark.parametrize("name", GPUS)
-def test_a_data_sheet_agrees_with_its_clock(name):
+def test_rates_agree_with_clock(name):
     gpu = GPUS[name]
-    tolerance = 0.06 if name == "b200" else 0.03  # whose rates are at another clock than the highest
+    tolerance = 0.06 if name == "b200" else 0.03  # the B200's rates are not at its highest clock
     cycles = gpu.multiprocessors * gpu.clock
     assert gpu.half / cycles == pytest.approx(RATES[name], rel=tolerance)
     assert gpu.tf32 / gpu.half == pytest.approx(0.5, rel=tolerance)
@@ -65,20 +65,20 @@ def test_a_data_sheet_agrees_with_its_clock(name):
 
 
 @pytest.mark.parametrize("name", GPUS)
-def test_every_gpu_has_its_architecture(name):
+def test_architecture_of_gpu(name):
     assert GPUS[name].architecture in MULTIPROCESSOR
 
 
-def test_every_architecture_has_its_limits():
+def test_limits_of_architectures():
     assert set(MULTIPROCESSOR) == set(ARCHITECTURES)
     assert not set(UNSUPPORTED) & set(GPUS)
 
 
-def test_a_peak_by_how_numbers_are_multiplied():
+def test_peak_by_kind():
     gpu = GPUS["h100"]
     assert [gpu.peak(kind) for kind in ("half", "tf32", "ieee")] == [gpu.half, gpu.tf32, gpu.float32]
 
 
-def test_torchs_names_lead_to_data_sheets():
+def test_find_gpu():
     assert find_gpu("NVIDIA H100 80GB HBM3") == GPUS["h100"]
     assert find_gpu("NVIDIA H100 PCIe") is None  # another clock and another memory

@@ -1,4 +1,4 @@
-"""The layers of known networks, and which of their operators become one block."""
+"""Layers of known networks, and the calls that form one block."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def network(name, batch_size=2, dtype=torch.float32, memory_format=torch.contigu
     return network_layers(name, batch_size, dtype, memory_format)
 
 
-def test_lenet_has_two_blocks():
+def test_lenet():
     layers = network("lenet")
     assert [layer.name for layer in layers] == ["conv1", "conv2"]
     assert kinds(layers) == ["ConvBlock"] * 2
@@ -34,34 +34,36 @@ def test_lenet_has_two_blocks():
     assert [type(part).__name__ for part in layers[0].unfused] == ["Conv2d", "ReLU", "MaxPool2d"]
 
 
-def test_vgg16_has_13_blocks_of_which_5_pool():
+def test_vgg16():
     layers = network("vgg16")
     assert kinds(layers) == ["ConvBlock"] * 13
     assert [number for number, layer in enumerate(layers, 1) if pooled(layer)] == [2, 4, 7, 10, 13]
     assert {layer.module.activation for layer in layers} == {"relu"}
 
 
-def test_resnet50_has_53_convolutions_that_normalisation_parts_from_their_activations():
+def test_resnet50():
     layers = network("resnet50")
     assert kinds(layers) == ["Conv2d", "MaxPool2d", *["Conv2d"] * 52]
     assert {type(layer.unfused) for layer in layers} == {nn.Conv2d, nn.MaxPool2d}
 
 
-def test_mobilenet_v2_has_52_convolutions_of_which_17_are_depthwise():
+def test_mobilenet_v2():
     layers = network("mobilenet_v2")
     assert kinds(layers) == ["Conv2d"] * 52
     assert sum(layer.module.groups == layer.module.in_channels for layer in layers) == 17
 
 
 @pytest.mark.parametrize("name", ["lenet", "vgg16", "resnet50"])
-def test_only_the_networks_own_images_need_no_gradient(name):
-    assert [layer.images.requires_grad for layer in network(name)][:3] == [False, True, True][: len(network(name))]
-    assert all(layer.images.requires_grad for layer in network(name)[1:])
+def test_only_first_images_need_no_gradient(name):
+    first, *others = network(name)
+    assert not first.images.requires_grad
+    assert others
+    assert all(layer.images.requires_grad for layer in others)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_every_layer_has_the_dtype_and_the_memory_format_asked_for(dtype, memory_format):
+def test_dtype_and_memory_format(dtype, memory_format):
     for layer in network("vgg16", 3, dtype, memory_format):
         assert layer.images.shape[0] == 3
         for tensor in (layer.images, layer.module.weight):
@@ -69,13 +71,13 @@ def test_every_layer_has_the_dtype_and_the_memory_format_asked_for(dtype, memory
             assert (tensor.dtype, tensor.device.type) == (dtype, "meta")
 
 
-def test_an_unknown_network_is_refused():
+def test_unknown_network():
     with pytest.raises(InputError, match="no network 'vgg17': lenet, or one of torchvision"):
         network("vgg17")
 
 
 class Elsewhere(nn.Module):
-    """Applies ReLU to the images and not to the convolution's map, right after it."""
+    """A network that calls ReLU right after a convolution, but on the images instead of the convolution's map."""
 
     def __init__(self):
         super().__init__()
@@ -104,7 +106,7 @@ def chain(*after):
         (Elsewhere(), ["Conv2d"]),
     ],
 )
-def test_what_is_no_block_stays_apart(model, expected):
+def test_calls_that_form_no_block(model, expected):
     layers = on_meta(model, 2, 3, 12, 12)
     assert kinds(layers) == expected
     assert not any(map(pooled, layers))
@@ -112,14 +114,14 @@ def test_what_is_no_block_stays_apart(model, expected):
 
 @pytest.mark.parametrize("activation", [nn.ReLU(), nn.ReLU(inplace=True), nn.LeakyReLU(), nn.Tanh(), nn.Sigmoid()])
 @pytest.mark.parametrize("pool", [[], [nn.MaxPool2d(2)], [nn.MaxPool2d((2, 3))]])
-def test_a_convolution_its_activation_and_its_pooling_are_one_block(activation, pool):
+def test_block_of_three_calls(activation, pool):
     (layer,) = on_meta(chain(activation, *pool), 2, 3, 12, 12)
     assert kinds([layer]) == ["ConvBlock"]
     assert [type(part) for part in layer.unfused] == [nn.Conv2d, type(activation), *map(type, pool)]
     assert layer.module(layer.images).shape == chain(activation, *pool)(torch.empty(2, 3, 12, 12)).shape
 
 
-def test_a_module_called_twice_is_two_layers():
+def test_module_called_twice():
     convolution = nn.Conv2d(3, 3, 3, padding=1)
     assert kinds(on_meta(nn.Sequential(convolution, nn.ReLU(), convolution), 2, 3, 8, 8)) == ["ConvBlock", "Conv2d"]
 
@@ -138,7 +140,7 @@ class Mixed(nn.Module):
         return self.layers(x)
 
 
-def test_a_layer_and_its_unfused_twin_are_equal_on_the_same_parameters():
+def test_layer_equals_unfused():
     torch.manual_seed(0)
     model, images = Mixed(), torch.randn(2, 3, 32, 32)
     layers = find_layers(model, images)
@@ -152,7 +154,7 @@ def test_a_layer_and_its_unfused_twin_are_equal_on_the_same_parameters():
         torch.testing.assert_close(actual, layer.unfused(values))
 
 
-def test_the_model_stays_as_it_was():
+def test_model_is_unchanged():
     with torch.device("meta"):
         model = torchvision.models.vgg11()
     types = [type(module) for module in model.modules()]
@@ -170,7 +172,7 @@ def test_the_model_stays_as_it_was():
         (nn.MaxPool2d(3, 2), "3x12x16, windows of 3x3, stride 2"),
     ],
 )
-def test_sizes_say_what_differs_from_a_plain_layer(model, sizes):
+def test_sizes_in_words(model, sizes):
     (layer,) = on_meta(nn.Sequential(model), 2, 3, 12, 16)
     assert layer.sizes == sizes
 

@@ -69,7 +69,7 @@ def spans(listing):
     return [(body[0].address, body[-1].address) for body in loops(instructions(listing))]
 
 
-def test_an_instruction_is_read_with_its_operands():
+def test_parsed_instructions():
     code = instructions(NESTED)
     assert len(code) == 8
     assert code[3] == Instruction(0x30, "HMMA.16816.F32", "R24, R40.reuse, R44, R24", None, True)
@@ -92,32 +92,32 @@ def test_an_instruction_is_read_with_its_operands():
         ("IADD3 R2, R1, 0x10, RZ", None, True),
     ],
 )
-def test_where_an_instruction_leads(line, target, falls_through):
+def test_jump_targets(line, target, falls_through):
     found = instructions(sass(line, "LDG.E R1, [R2.64]", "EXIT"))[0]
     assert (found.target, found.falls_through) == (target, falls_through)
 
 
-def test_what_fills_the_last_line_is_no_code():
+def test_padding_is_left_out():
     assert len(instructions(sass("NOP", "EXIT", "BRA 0x20", "NOP", "NOP"))) == 3
 
 
-def test_only_the_innermost_loop_counts():
+def test_innermost_loop():
     assert spans(NESTED) == [(0x20, 0x40)]
 
 
-def test_a_loop_may_go_on_from_several_places():
+def test_loop_with_several_back_edges():
     assert spans(sass("FFMA R1, R2, R3, R1", "@P0 BRA 0x0", "FADD R1, R2, R3", "@P1 BRA 0x0", "EXIT")) == [(0x0, 0x30)]
     assert spans(sass("FFMA R1, R2, R3, R1", "@P0 BRA 0x40", "FADD R1, R2, R3", "BRA 0x0", "@P1 BRA 0x0", "EXIT")) == [
         (0x0, 0x40)
     ]
 
 
-def test_a_loop_that_only_waits_is_none():
+def test_waiting_loop_is_ignored():
     assert spans(sass(SPIN, "@!P3 BRA 0x0", "EXIT")) == []
     assert spans(sass("EXIT", "BRA 0x10")) == []
 
 
-def test_waiting_out_of_line_does_not_make_a_loop_of_what_lies_between():
+def test_waiting_out_of_line():
     code = sass(
         SPIN,
         "@!P3 BRA 0x80",
@@ -139,17 +139,17 @@ def test_waiting_out_of_line_does_not_make_a_loop_of_what_lies_between():
     ]
 
 
-def test_what_is_entered_in_its_middle_is_no_loop():
+def test_loop_with_two_entries_is_ignored():
     code = sass("@P0 BRA 0x20", "FFMA R1, R2, R3, R1", "FFMA R1, R2, R3, R1", "@P1 BRA 0x10", "EXIT")
     assert spans(code) == []
 
 
-def test_a_loop_may_lie_before_its_first_instruction():
+def test_loop_entered_at_its_end():
     code = sass("BRA 0x30", "FFMA R1, R2, R3, R1", "BRA 0x30", "LDG.E R1, [R2.64]", "@P0 BRA 0x10", "EXIT")
     assert spans(code) == [(0x10, 0x40)]
 
 
-def test_a_call_that_comes_back_goes_on_and_another_is_a_jump():
+def test_calls_and_jumps():
     subroutine = ("I2F.U64.RP R62, R40", "@P0 BRA 0xa0", "MUFU.RCP R62, R62", "RET.REL.NODEC R52 0x0")
     code = sass(
         "MOV R52, 0x20",
@@ -181,13 +181,13 @@ def loop(first, *body):
         (["LDG.E R1, [R2.64]", "FADD R3, R3, R1"], ["LDGDEPBAR"] * 9, 0),
     ],
 )
-def test_the_main_loop_is_where_the_work_is(first, second, chosen):
+def test_main_loop(first, second, chosen):
     bodies = loop(0, *first), loop(len(first) + 1, *second)
     main = main_loop(instructions(sass(*bodies[0], *bodies[1], "EXIT")))
     assert [i.opcode for i in main] == [line.split()[0] for line in bodies[chosen][:-1]] + ["BRA"]
 
 
-def test_straight_code_has_no_main_loop():
+def test_no_main_loop():
     assert main_loop(instructions(sass("LDG.E R1, [R2.64]", "@P0 BRA 0x30", "FADD R3, R3, R1", "EXIT"))) == ()
 
 
@@ -207,7 +207,7 @@ def test_straight_code_has_no_main_loop():
         ),
     ],
 )
-def test_what_an_instruction_is_for(kind, opcodes):
+def test_kind_of_instruction(kind, opcodes):
     code = [Instruction(0, opcode, "", None, True) for opcode in opcodes.split()]
     counted = count(code)
     assert counted.pop(kind) == len(code), [i.opcode for i in code if i.kind != kind]
@@ -242,7 +242,7 @@ def test_what_an_instruction_is_for(kind, opcodes):
         ("global_store_dwordx4", 0),
     ],
 )
-def test_how_much_a_load_brings(opcode, bits):
+def test_bits_loaded(opcode, bits):
     instruction = Instruction(0, opcode, "", None, True)
     assert bits_loaded(instruction) == bits
     assert load_bits((instruction,)) == ((bits,) if bits else ())
@@ -264,11 +264,11 @@ def test_how_much_a_load_brings(opcode, bits):
         ("global_load_dwordx4", 0),
     ],
 )
-def test_how_much_a_store_takes(opcode, bits):
+def test_bits_stored(opcode, bits):
     assert store_bits((Instruction(0, opcode, "", None, True),)) == ((bits,) if bits else ())
 
 
-def test_widths_are_listed_once_from_wide_to_narrow():
+def test_distinct_widths():
     opcodes = ("LDG.E.U8", "LDG.E.128", "FADD", "LDG.E", "LDG.E.128")
     assert load_bits(tuple(Instruction(0, opcode, "", None, True) for opcode in opcodes)) == (128, 32, 8)
 
@@ -287,16 +287,16 @@ def test_widths_are_listed_once_from_wide_to_narrow():
         ("HFMA2.MMA", 0),
     ],
 )
-def test_how_many_products_an_instruction_sums(opcode, products):
+def test_multiply_adds(opcode, products):
     assert multiply_adds(Instruction(0, opcode, "", None, True)) == products
 
 
-def test_a_matrix_instruction_without_a_shape_is_refused():
+def test_matrix_instruction_without_shape():
     with pytest.raises(ValueError, match="no shape in UTCHMMA"):
         multiply_adds(Instruction(0, "UTCHMMA", "", None, True))
 
 
-def test_amds_assembly_is_read_by_its_labels():
+def test_parsed_amd_assembly():
     code = instructions(AMD)
     assert [i.address for i in code] == list(range(10))
     assert code[1] == Instruction(1, "s_branch", ".LBB0_2", 3, False)

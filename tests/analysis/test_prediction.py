@@ -1,13 +1,13 @@
-"""Bounds against the same arithmetic done by hand, from shapes, tiles and data sheets."""
+"""Bounds against the same arithmetic by hand, from shapes, tiles and data sheets."""
 
 import math
 
 import pytest
 import torch
-from helpers.small_layers import compile_one, launches, layer
+from helpers.small_layers import compile_one, kernel_of, launches, layer
 
 from lightconv.analysis import layers, prediction
-from lightconv.analysis.compilation import CompiledKernel, compile_kernels, training_step
+from lightconv.analysis.compilation import compile_kernels, training_step
 from lightconv.analysis.gpus import GPUS, blocks_at_once
 from lightconv.analysis.machine_code import Instruction, instructions, main_loop
 from lightconv.analysis.prediction import Bounds, Work, bounds, work
@@ -19,7 +19,7 @@ LAUNCH = prediction.LAUNCH_SECONDS
 
 
 def vgg(batch_size):
-    """VGG's second block at a quarter of its image's side."""
+    """Return VGG's convolution of 128 channels, on images of 56 pixels' side."""
     return layer(ConvBlock(128, 128, 3, padding=1), batch_size, 128, 56, 56)
 
 
@@ -28,10 +28,10 @@ def vgg(batch_size):
     ("name", "depth", "grid"),
     [
         ("a100", 32, 16 * 56 * 56 // 128),
-        ("h100", 64, 16 * 7 * 4),  # rectangles of 8x16 pixels, which hang over
+        ("h100", 64, 16 * 7 * 4),  # overhanging rectangles of 8x16 pixels
     ],
 )
-def test_every_bound_of_a_layer_of_vgg(name, depth, grid):
+def test_bounds_of_vgg_layer(name, depth, grid):
     gpu, given = GPUS[name], vgg(16)
     launch = launches(given, gpu.architecture)["conv_block"]
     kernel = compile_one(launch)
@@ -39,7 +39,7 @@ def test_every_bound_of_a_layer_of_vgg(name, depth, grid):
     assert [launch.arguments[n] for n in ("ROWS", "COLUMNS", "DEPTH")] == [128, 128, depth]
     assert math.prod(launch.grid) == grid
 
-    blocks = 4  # the busiest of 108 multiprocessors' of 392, and of 132 multiprocessors' of 448
+    blocks = 4  # of the busiest multiprocessor: 392 blocks on 108, 448 on 132
     steps = 9 * 128 // depth
     inside = len(main_loop(instructions(kernel.machine_code)))
     outside = (kernel.code_bytes // 16 - inside) * 8 / 4  # eight warps, four schedulers
@@ -47,7 +47,8 @@ def test_every_bound_of_a_layer_of_vgg(name, depth, grid):
     flops_a_cycle = gpu.half / gpu.multiprocessors / gpu.clock
     products = 2 * 128 * 128 * depth * steps / flops_a_cycle
     loaded = (128 + 128) * depth * 2 * steps
-    memory = (16 * 128 * 56 * 56 * (2 + 2 + 1) + (128 * 128 * 9 + 128) * 2) / gpu.bandwidth  # and a byte an element
+    # two bytes read and two written per element, and one byte saved for backward
+    memory = (16 * 128 * 56 * 56 * (2 + 2 + 1) + (128 * 128 * 9 + 128) * 2) / gpu.bandwidth
     waits = 2 + steps / 2  # of three stages, two are loaded ahead
 
     assert found.arithmetic * gpu.clock == pytest.approx(blocks * (products + alone * outside))
@@ -61,7 +62,7 @@ def test_every_bound_of_a_layer_of_vgg(name, depth, grid):
     assert getattr(found, found.name) == found.seconds
 
 
-def test_the_largest_bound_decides():
+def test_largest_bound():
     found = Bounds(1.0, 2.0, 3.0, 7.0, 5.0, 6.0)
     assert (found.seconds, found.name) == (7.0, "issue")
 
@@ -85,20 +86,20 @@ PRODUCTS = [
 @compiling
 @pytest.mark.parametrize(("module", "side", "even"), PRODUCTS, ids=str)
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
-def test_no_launch_computes_less_than_the_layer(architecture, module, side, even):
+def test_launches_compute_whole_layer(architecture, module, side, even):
     given = layer(module, 8, module.in_channels, side, side)
     needed = prediction.products(given) / 2
     made = launches(given, architecture)
-    made.pop("max_pool2d_backward", None)  # which expands the blocks' gradient
+    made.pop("max_pool2d_backward", None)  # expands the block's gradient, and multiplies nothing
     computed = {name: math.prod(m.grid) * work(m).steps * work(m).multiply_adds for name, m in made.items()}
     assert len(computed) == 3
     for name, products in computed.items():
-        if even and "weight" not in name:  # whose last part sums less than the others
+        if even and "weight" not in name:  # the last part of a weight gradient sums less than the others
             assert products == needed, name
         assert needed <= products < (1.4 if even else 6) * needed, name
 
 
-def test_products_of_a_layer():
+def test_products():
     assert prediction.products(layer(Conv2d(64, 96, 3, 2, 1, groups=2), 8, 64, 56, 56)) == 2 * 8 * 96 * 28 * 28 * 32 * 9
     assert prediction.products(layer(MaxPool2d(2), 8, 64, 56, 56)) == 0
 
@@ -113,11 +114,11 @@ def roofline(moved, launches=1, flops=0, gpu=H100):
     return max(moved / gpu.bandwidth, launches * LAUNCH, flops / gpu.half)
 
 
-SLOW = H100._replace(bandwidth=H100.bandwidth / 100, half=H100.half / 1000)  # where nothing is as short as a launch
+SLOW = H100._replace(bandwidth=H100.bandwidth / 100, half=H100.half / 1000)  # nothing here is as short as a launch
 
 
 @pytest.mark.parametrize("gpu", [H100, SLOW])
-def test_torchs_operators_at_their_rooflines(gpu):
+def test_torch_at_roofline(gpu):
     convolution = roofline(2 * (X + W + B + MAP), 1, FLOPS, gpu)
     relu, pool = roofline(2 * 2 * MAP, gpu=gpu), roofline(2 * (MAP + POOLED) + 8 * POOLED, gpu=gpu)
     gradients = roofline(2 * (MAP + X + W + X + W + B), 3, 2 * FLOPS, gpu)
@@ -136,20 +137,20 @@ def test_torchs_operators_at_their_rooflines(gpu):
 
 
 @pytest.mark.parametrize("gpu", [H100, SLOW])
-def test_one_kernel_a_pass_that_moves_every_tensor_once(gpu):
+def test_at_roofline(gpu):
     kernel = roofline(2 * (X + W + B + POOLED), 1, FLOPS, gpu)
     assert prediction.at_roofline(BLOCK, gpu) == pytest.approx((kernel, 2 * kernel))
     pooling = roofline(2 * (MAP + POOLED), gpu=gpu)
     assert prediction.at_roofline(layer(MaxPool2d(2), 8, 128, 32, 32), gpu) == pytest.approx((pooling, pooling))
 
 
-def test_images_without_a_gradient_take_one_product_less():
+def test_images_without_gradient():
     own = layer(ConvBlock(64, 128, 3, padding=1, pool=2), 8, 64, 32, 32, needs_gradient=False)
     with_gradient, without = (prediction.by_eager_torch(given, SLOW).backward for given in (BLOCK, own))
     assert with_gradient - without == pytest.approx(FLOPS / SLOW.half)
 
 
-def test_a_matrix_product_at_its_roofline():
+def test_by_matrix_product():
     given = layer(Conv2d(64, 128, 1), 8, 64, 32, 32)
     moved, flops = 2 * (X + 128 * 64 + MAP), 2 * MAP * 64
     for gpu in (H100, SLOW):
@@ -158,7 +159,7 @@ def test_a_matrix_product_at_its_roofline():
 
 @pytest.mark.parametrize("network", ["lenet", "vgg16", "resnet50"])
 @pytest.mark.parametrize("gpu", ["a100", "b200"])
-def test_inductor_is_no_slower_than_eager(network, gpu):
+def test_inductor_against_eager(network, gpu):
     for given in layers.network_layers(network, 32, torch.float16, torch.channels_last)[:4]:
         eager, inductor = prediction.by_eager_torch(given, GPUS[gpu]), prediction.by_inductor(given, GPUS[gpu])
         assert inductor.forward <= eager.forward
@@ -168,7 +169,7 @@ def test_inductor_is_no_slower_than_eager(network, gpu):
 
 
 @compiling
-def test_twice_the_images_take_twice_the_time():
+def test_twice_the_images():
     launched = [launches(vgg(batch_size), "sm_90")["conv_block"] for batch_size in (64, 128)]
     single, double = (bounds(launch, compile_one(launch), H100).seconds for launch in launched)
     assert double / single == pytest.approx(2, rel=0.05)
@@ -192,9 +193,8 @@ def looping(*opcodes):
         ([], Work(9, 0, 100, "ieee"), 1),
     ],
 )
-def test_how_often_a_loop_runs(loop, block, expected):
-    kernel = CompiledKernel("", "sm_90", 4, 0, 0, 0, 0, None, "", (), looping(*loop), "")
-    assert prediction._loop_repeats(kernel, block) == expected
+def test_loop_repeats(loop, block, expected):
+    assert prediction._loop_repeats(kernel_of(loop=looping(*loop)), block) == expected
 
 
 SOME = [("lenet", 1, "h100"), ("mobilenet_v2", 1, "a100")]
@@ -206,7 +206,7 @@ ALL = [(*network, gpu) for network in MORE for gpu in GPUS]
 @pytest.mark.parametrize(
     ("network", "count", "gpu"), [*SOME, *(pytest.param(*case, marks=pytest.mark.every_tile) for case in ALL)]
 )
-def test_every_kernel_has_a_prediction(network, count, gpu):
+def test_predicted_kernels(network, count, gpu):
     found = layers.network_layers(network, 32, torch.float16, torch.channels_last)[:count]
     steps = [training_step(given.module, given.images, GPUS[gpu].architecture) for given in found]
     made = [launch for calls in steps for call in calls for launch in call.launches]

@@ -46,7 +46,7 @@ def test_convolution_relu_and_pooling(memory_format, dtype, size, bias, needs_gr
     )  # fmt: skip
 
 
-def test_in_place_operators_read_and_write():
+def test_in_place_operators():
     images = torch.zeros(2, 3, 8, 8)
     in_place = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.MaxPool2d(2))
     assert traffic(in_place, images) == traffic(plain_block(), images)
@@ -88,7 +88,7 @@ def test_one_operator(function, read, written):
         lambda x: x.contiguous().float(),
     ],
 )
-def test_what_moves_nothing_counts_nothing(function):
+def test_operators_that_move_nothing(function):
     assert traffic(Module(lambda _, x: function(x)), torch.zeros(4, 5)) == NOTHING
 
 
@@ -105,11 +105,11 @@ def test_what_moves_nothing_counts_nothing(function):
         (lambda p, x: p.detach() * x, 0),
     ],
 )
-def test_what_is_kept_for_backward(function, saved):
+def test_saved_for_backward(function, saved):
     assert traffic(Module(function), torch.zeros(4, 5)).saved == saved
 
 
-def test_the_weight_gradient_is_summed_in_two_launches():
+def test_launches_of_weight_gradient():
     images = torch.zeros(2, 3, 8, 8)
     convolution = nn.Conv2d(3, 4, 3)
     convolution._conv_forward = lambda x, w, b: torch.ops.lightconv.conv2d(x, w, b, (1, 1), (0, 0), (1, 1), 1)
@@ -120,13 +120,13 @@ def test_the_weight_gradient_is_summed_in_two_launches():
     assert (counted.operators, counted.launches) == (3, 1 + 1 + 2)
 
 
-def test_flattening_channels_last_maps_copies_them_as_on_a_gpu():
+def test_flattening_channels_last_copies():
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()).to(memory_format=torch.channels_last)
     assert traffic(network, torch.zeros(2, 3, 8, 8)).operators == 3
     assert traffic(network.to(memory_format=torch.contiguous_format), torch.zeros(2, 3, 8, 8)).operators == 2
 
 
-def test_the_module_stays_as_it_was():
+def test_module_is_unchanged():
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout())
     before = {name: value.clone() for name, value in network.state_dict().items()}
     images = torch.zeros(2, 3, 8, 8, requires_grad=True)
@@ -135,39 +135,39 @@ def test_the_module_stays_as_it_was():
     assert all(p.grad is None and p.device.type == "cpu" for p in (*network.parameters(), images))
 
 
-def test_shared_parameters_stay_shared():
+def test_shared_parameters():
     network = nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 5))
     apart = traffic(network, torch.zeros(4, 5))
     network[1] = network[0]
     assert traffic(network, torch.zeros(4, 5)).operators == apart.operators + 2  # two sums of gradients
 
 
-def test_costs_no_memory():
+def test_takes_no_memory():
     with torch.device("meta"):
         huge = nn.Linear(10**6, 10**6)
     counted = traffic(huge, torch.empty(2, 10**6, device="meta"))
     assert counted.written == 4 * (2 * 10**6 + 10**12 + 10**6)
 
 
-def test_what_torch_refuses_is_refused_in_its_words():
+def test_error_of_torch():
     with pytest.raises(RuntimeError, match="channel"):
         traffic(nn.Conv2d(3, 4, 3), torch.zeros(2, 5, 8, 8))
 
 
-def test_comparing_needs_triton(monkeypatch):
+def test_compare_without_triton(monkeypatch):
     monkeypatch.setattr("lightconv.operators.backend.TRITON", False)
     with pytest.raises(InputError, match="needs Triton"):
         compare(nn.ReLU(), nn.ReLU(), torch.zeros(1))
 
 
-def test_says_what_it_counted():
+def test_traffic_in_words():
     assert str(Traffic(2, 3, 4_000, 5_000, 6_000)) == (
         "2 operators, 3 launches, 4,000 bytes read, 5,000 written, 6,000 saved for backward"
     )
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_lenets_blocks_launch_half_move_a_fifth_and_keep_a_quarter(memory_format):
+def test_traffic_of_lenet_blocks(memory_format):
     lenet = lc.models.LeNet()
     ours = nn.Sequential(lenet.conv1, lenet.conv2).to(memory_format=memory_format)
     theirs = nn.Sequential(
