@@ -36,7 +36,8 @@ def _narrowest(accesses: str) -> int:
     return min(widths, default=128)
 
 
-def _instructions_per_matrix_instruction(report: Report) -> float:
+def instructions_per_matrix_instruction(report: Report) -> float:
+    """Return the other instructions of the main loop per matrix instruction; infinity without matrix instructions."""
     if report["matrix"] == 0:
         return math.inf
     return float(report["others"] / report["matrix"])
@@ -50,7 +51,7 @@ _BADNESS: dict[str, Callable[[Report], float]] = {
     "stores": lambda report: -_narrowest(report["stores"]),
     "tensor memory access": lambda report: report["loads"] != "TMA",
     "matrix": lambda report: report["matrix"] == 0,
-    "instructions_per_matrix_instruction": _instructions_per_matrix_instruction,
+    "instructions_per_matrix_instruction": instructions_per_matrix_instruction,
     "divisions": lambda report: report["divisions"],
     "seconds": lambda report: report["seconds"] or 0.0,
 }
@@ -71,8 +72,8 @@ def changes(before: Iterable[Report], after: Iterable[Report]) -> list[Change]:
     found += [Change(name, "kernel", "none", "new", "") for name in new if name not in old]
     for name, report in old.items():
         if name in new:
-            found += _judged_changes(name, report, new[name])
-            found += _neutral_changes(name, report, new[name])
+            found += judged_changes(name, report, new[name])
+            found += neutral_changes(name, report, new[name])
     order = ("worse", "better", "")
     return sorted(found, key=lambda change: order.index(change.verdict))
 
@@ -87,7 +88,8 @@ def _by_kernel(reports: Iterable[Report]) -> dict[str, Report]:
     return named
 
 
-def _judged_changes(name: str, old: Report, new: Report) -> list[Change]:
+def judged_changes(name: str, old: Report, new: Report) -> list[Change]:
+    """Return the changes of one kernel's figures for better or worse."""
     found = []
     for figure, badness in _BADNESS.items():
         try:
@@ -102,7 +104,8 @@ def _judged_changes(name: str, old: Report, new: Report) -> list[Change]:
     return found
 
 
-def _neutral_changes(name: str, old: Report, new: Report) -> list[Change]:
+def neutral_changes(name: str, old: Report, new: Report) -> list[Change]:
+    """Return the changes of one kernel's figures without a better direction."""
     found = []
     for figure in _NEUTRAL:
         reported_by_both = figure in old and figure in new

@@ -125,6 +125,7 @@ def record_launches(architecture: str) -> Iterator[list[Launch]]:
     launches: list[Launch] = []
 
     def record(kernel: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        # launchers pass kernel arguments and launch options by keyword, side by side
         signature = inspect.signature(kernel.fn)
         by_name = {name: options.pop(name) for name in signature.parameters if name in options}
         named = signature.bind(*arguments, **by_name).arguments
@@ -216,7 +217,7 @@ def compile_kernels(launches: Sequence[Launch]) -> list[CompiledKernel]:
         distinct[key] = (call.name, call.architecture, source, options)
     with knobs.compilation.scope(), ThreadPoolExecutor(os.cpu_count()) as pool:
         knobs.compilation.listener = _keep_seconds
-        kernels = pool.map(lambda arguments: _compile(*arguments), distinct.values())
+        kernels = pool.map(lambda arguments: compile_kernel(*arguments), distinct.values())
         compiled = dict(zip(distinct, kernels, strict=True))
     return [compiled[key] for key in keys]
 
@@ -230,13 +231,14 @@ def _keep_seconds(*, times: Any, cache_hit: bool, **_: Any) -> None:
     _this_thread.seconds = None if cache_hit else microseconds / 1e6
 
 
-def _compile(name: str, architecture: str, source: ASTSource, options: Any) -> CompiledKernel:
+def compile_kernel(name: str, architecture: str, source: ASTSource, options: Any) -> CompiledKernel:
+    """Compile one specialised kernel, and read its resources and its machine code."""
     result = triton.compile(source, target=target(architecture), options=dict(options.__dict__))
     if "cubin" in result.asm:
-        resources, listing = _nvidia_resources(result.asm["cubin"])
+        resources, listing = nvidia_resources(result.asm["cubin"])
     else:
         listing = result.asm["amdgcn"]
-        resources = _amd_resources(listing)
+        resources = amd_resources(listing)
     code = machine_code.instructions(listing)
     return CompiledKernel(
         name=name,
@@ -254,9 +256,10 @@ def _compile(name: str, architecture: str, source: ASTSource, options: Any) -> C
     )
 
 
-def _nvidia_resources(cubin: bytes) -> tuple[dict[str, int], str]:
+def nvidia_resources(cubin: bytes) -> tuple[dict[str, int], str]:
     """Return the registers and spilled bytes per thread, and the disassembled code."""
     usage = _cuobjdump(cubin, "--dump-resource-usage")
+    # STACK counts a thread's local memory; these kernels have no local arrays, so it holds spilled registers only
     resources = {
         "registers": _number_after("REG:", usage),
         "spilled": _number_after("STACK:", usage),
@@ -265,6 +268,7 @@ def _nvidia_resources(cubin: bytes) -> tuple[dict[str, int], str]:
 
 
 def _cuobjdump(cubin: bytes, option: str) -> str:
+    # cuobjdump reads files only
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -272,7 +276,7 @@ def _cuobjdump(cubin: bytes, option: str) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def _amd_resources(assembly: str) -> dict[str, int]:
+def amd_resources(assembly: str) -> dict[str, int]:
     """Return the registers and spilled registers per thread, and the bytes of code, from the compiler's notes."""
     separator = r"[:=\s]+"
     spilled_vector = _number_after(r"\.vgpr_spill_count" + separator, assembly)

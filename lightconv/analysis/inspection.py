@@ -131,7 +131,7 @@ def inspect(layers: Sequence[Layer], architecture: str, gpu: GPU | None) -> Insp
     """
     steps = []
     launches: list[Launch] = []
-    for equal_layers in _group_equal(layers):
+    for equal_layers in group_equal_layers(layers):
         first = equal_layers[0]
         calls = training_step(first.module, first.images, architecture)
         steps.append(_Step(equal_layers, calls))
@@ -149,15 +149,15 @@ def inspect(layers: Sequence[Layer], architecture: str, gpu: GPU | None) -> Insp
             reports = []
             for _ in call.launches:
                 launch, code = next(remaining)
-                reports.append(_report_kernel(step.layers[0].name, call.operator, launch, code, gpu))
+                reports.append(report_kernel(step.layers[0].name, call.operator, launch, code, gpu))
             reports_by_call.append(reports)
             kernel_reports += reports
         if gpu is not None:
-            layer_reports.append(_report_layer(step, reports_by_call, gpu))
+            layer_reports.append(report_layer(step, reports_by_call, gpu))
     return Inspection(kernel_reports, layer_reports, codes)
 
 
-def _group_equal(layers: Sequence[Layer]) -> list[list[Layer]]:
+def group_equal_layers(layers: Sequence[Layer]) -> list[list[Layer]]:
     """Group layers that run the same kernels on the same sizes, in the order of their first members."""
     groups: dict[str, list[Layer]] = {}
     for layer in layers:
@@ -166,7 +166,8 @@ def _group_equal(layers: Sequence[Layer]) -> list[list[Layer]]:
     return list(groups.values())
 
 
-def _report_kernel(layer: str, operator: str, launch: Launch, code: CompiledKernel, gpu: GPU | None) -> KernelReport:
+def report_kernel(layer: str, operator: str, launch: Launch, code: CompiledKernel, gpu: GPU | None) -> KernelReport:
+    """Return the figures of one compiled launch."""
     counted = count(code.loop)
     resources = (launch.architecture, code.warps, code.registers, code.shared)
     seconds, bound = None, ""
@@ -215,11 +216,19 @@ def _describe_loads(code: CompiledKernel) -> str:
     for instruction in code.code:
         if instruction.opcode.startswith("UTMALDG"):
             return "TMA"
+    # a kernel without a loop loads everything before it computes
     widths = load_bits(code.loop) or load_bits(code.code)
     return " ".join(map(str, widths))
 
 
-def _report_layer(step: _Step, reports_by_call: list[list[KernelReport]], gpu: GPU) -> LayerReport:
+def report_layer(step: _Step, reports_by_call: list[list[KernelReport]], gpu: GPU) -> LayerReport:
+    """Return the predicted times of a layer.
+
+    Args:
+        step: training step of the layer.
+        reports_by_call: kernel reports per call of the step.
+        gpu: GPU to predict for.
+    """
     layer = step.layers[0]
     seconds, forward_seconds = [], []
     for call, reports in zip(step.calls, reports_by_call, strict=True):
@@ -233,6 +242,7 @@ def _report_layer(step: _Step, reports_by_call: list[list[KernelReport]], gpu: G
             forward_seconds.append(call_seconds)
     forward = sum(forward_seconds)
     with torch.no_grad():
+        # a fused layer moves its images, its parameters and its output, each once
         moved = distinct_bytes([layer.images, *layer.unfused.parameters(), layer.unfused(layer.images)])
     return LayerReport(
         layer=layer.name,

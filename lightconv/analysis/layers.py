@@ -149,14 +149,14 @@ def find_layers(model: nn.Module, images: Tensor) -> list[Layer]:
         >>> type(layer.module).__name__, layer.sizes
         ('ConvBlock', '3x12x12, 8 of 3x3, pool 2')
     """
-    calls = _record_calls(model, images)
+    calls = record_calls(model, images)
     memory_format = torch.channels_last if is_channels_last(images) else torch.contiguous_format
     layers = []
     for index, call in enumerate(calls):
         is_layer = issubclass(effective_class(call.module), nn.Conv2d | nn.MaxPool2d)
         if not is_layer or _pools_a_block(calls, index):
             continue
-        ours, unfused = _build_layer(calls[index : index + 3])
+        ours, unfused = build_layer(calls[index : index + 3])
         inputs = on_meta(call.input).contiguous(memory_format=memory_format)
         inputs.requires_grad_(call.input is not images)
         layers.append(Layer(call.name, ours, inputs, unfused))
@@ -172,7 +172,7 @@ class _Call(NamedTuple):
     result: Tensor
 
 
-def _record_calls(model: nn.Module, images: Tensor) -> list[_Call]:
+def record_calls(model: nn.Module, images: Tensor) -> list[_Call]:
     """Run a model and return the calls of all its modules without children."""
     calls: list[_Call] = []
 
@@ -228,7 +228,7 @@ def _pools_a_block(calls: list[_Call], index: int) -> bool:
     return pool != (1, 1)
 
 
-def _build_layer(calls: list[_Call]) -> tuple[nn.Module, nn.Module]:
+def build_layer(calls: list[_Call]) -> tuple[nn.Module, nn.Module]:
     """Build a layer as lightconv's module and as torch's, on the same parameters.
 
     Args:

@@ -144,8 +144,8 @@ def loops(code: Instructions) -> list[Instructions]:
     # loops that start at the same instruction are one loop with several ways back
     bodies: dict[int, set[int]] = {}
     for last, first in flow.edges:
-        if last in dominators and _dominates(first, last, dominators):
-            bodies.setdefault(first, set()).update(_natural_loop(flow, first, last))
+        if last in dominators and dominates(first, last, dominators):
+            bodies.setdefault(first, set()).update(natural_loop(flow, first, last))
     working = []
     for _, addresses in sorted(bodies.items()):
         body = tuple(i for i in code if i.address in addresses)
@@ -154,7 +154,7 @@ def loops(code: Instructions) -> list[Instructions]:
     return [body for body in working if not any(set(inner) < set(body) for inner in working)]
 
 
-def _natural_loop(flow: "networkx.DiGraph[int]", first: int, last: int) -> set[int]:
+def natural_loop(flow: "networkx.DiGraph[int]", first: int, last: int) -> set[int]:
     """Return the addresses of the loop closed by an edge from `last` back to `first`."""
     if first == last:
         return {first}
@@ -175,7 +175,7 @@ def _control_flow(code: Instructions) -> "networkx.DiGraph[int]":
     return flow
 
 
-def _dominates(first: int, last: int, dominators: dict[int, int]) -> bool:
+def dominates(first: int, last: int, dominators: dict[int, int]) -> bool:
     """Return True if every path from the entry to the last instruction passes the first."""
     at: int | None = last
     while at not in {first, None}:

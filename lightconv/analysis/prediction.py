@@ -104,7 +104,8 @@ def _arithmetic_kind(call: Launch, operand: str) -> str:
     return str(call.arguments["PRECISION"])
 
 
-def _implicit_gemm(call: Launch) -> Work:
+def implicit_gemm_work(call: Launch) -> Work:
+    """Return the work of a convolution, or of its input gradient."""
     a = call.arguments
     rows, columns, depth = a["ROWS"], a["COLUMNS"], a["DEPTH"]
     taps = a["R"] * a["S"]
@@ -120,7 +121,8 @@ def _implicit_gemm(call: Launch) -> Work:
     return Work(steps, rows * columns * depth, loaded, _arithmetic_kind(call, "input_ptr"))
 
 
-def _weight_gradient(call: Launch) -> Work:
+def weight_gradient_work(call: Launch) -> Work:
+    """Return the work of a weight gradient's partial sums."""
     a = call.arguments
     filters, columns, depth = a["FILTERS"], a["COLUMNS"], a["DEPTH"]
     steps = a["units"] * math.ceil(a["size"][1] / a["PATCH_W"])
@@ -136,7 +138,8 @@ def _weight_gradient(call: Launch) -> Work:
     return Work(steps, filters * columns * depth, loaded, kind, skipped)
 
 
-def _depthwise(call: Launch) -> Work:
+def depthwise_work(call: Launch) -> Work:
+    """Return the work of a depthwise convolution, or of one of its gradients."""
     a = call.arguments
     pixels = a["ROWS"] * a["COLUMNS"]
     channels = a.get("FILTERS", a.get("CHANNELS"))
@@ -149,7 +152,8 @@ def _depthwise(call: Launch) -> Work:
     return Work(taps, pixels * channels, image_bytes, "ieee")
 
 
-def _max_pooling(call: Launch) -> Work:
+def max_pooling_work(call: Launch) -> Work:
+    """Return the work of a max-pooling, or of its gradient."""
     a = call.arguments
     # forward reads the image, backward the gradient and the window positions
     tensors = [a["input_ptr"]] if "input_ptr" in a else [a["grad_output_ptr"], a["argmax_ptr"]]
@@ -159,7 +163,8 @@ def _max_pooling(call: Launch) -> Work:
     return Work(steps, 0, a["BLOCK"] * element_bytes, "ieee")
 
 
-def _ordered_sum(call: Launch) -> Work:
+def ordered_sum_work(call: Launch) -> Work:
+    """Return the work of the sum over a weight gradient's partial sums."""
     a = call.arguments
     steps = math.ceil(a["splits"] / a["PARTS"])
     float32_bytes = 4
@@ -167,11 +172,11 @@ def _ordered_sum(call: Launch) -> Work:
 
 
 _WORK = {
-    "implicit_gemm": _implicit_gemm,
-    "weight_gradient": _weight_gradient,
-    "depthwise": _depthwise,
-    "max_pooling": _max_pooling,
-    "ordered_sum": _ordered_sum,
+    "implicit_gemm": implicit_gemm_work,
+    "weight_gradient": weight_gradient_work,
+    "depthwise": depthwise_work,
+    "max_pooling": max_pooling_work,
+    "ordered_sum": ordered_sum_work,
 }
 
 
@@ -185,7 +190,7 @@ def bounds(call: Launch, kernel: CompiledKernel, gpu: GPU) -> Bounds:
     """
     unit = MULTIPROCESSOR[gpu.architecture]
     block = work(call)
-    repeats = _loop_repeats(kernel, block)
+    repeats = loop_repeats(kernel, block)
     # blocks of the busiest multiprocessor, and how many of them are resident at a time
     blocks = math.ceil(math.prod(call.grid) / gpu.multiprocessors)
     resident = max(1, blocks_at_once(gpu.architecture, kernel.warps, kernel.registers, kernel.shared))
@@ -219,7 +224,7 @@ def bounds(call: Launch, kernel: CompiledKernel, gpu: GPU) -> Bounds:
     )
 
 
-def _loop_repeats(kernel: CompiledKernel, block: Work) -> float:
+def loop_repeats(kernel: CompiledKernel, block: Work) -> float:
     """Return how often the machine code's loop runs: less often than `block.steps` if the compiler unrolled it."""
     loop = kernel.loop
     if _has_opcode(loop, "UTC"):
@@ -289,7 +294,7 @@ def by_eager_torch(layer: Layer, gpu: GPU) -> PassSeconds:
     computing = {"aten::convolution": one_product, "aten::convolution_backward": gradients * one_product}
 
     def seconds(operators: Sequence[Operator]) -> float:
-        return sum(_roofline(operator, computing.get(operator.name, 0), gpu) for operator in operators)
+        return sum(operator_roofline(operator, computing.get(operator.name, 0), gpu) for operator in operators)
 
     return PassSeconds(seconds(forward), seconds(backward))
 
@@ -304,7 +309,14 @@ def at_roofline(layer: Layer, gpu: GPU) -> PassSeconds:
     return PassSeconds(kernel, kernel * gradients)
 
 
-def _roofline(operator: Operator, computing: float, gpu: GPU) -> float:
+def operator_roofline(operator: Operator, computing: float, gpu: GPU) -> float:
+    """Return the time of one of torch's operators at its roofline, in seconds.
+
+    Args:
+        operator: operator with its bytes and launches.
+        computing: time of its products at the data sheet's rate, in seconds.
+        gpu: data sheet.
+    """
     moving = (operator.read + operator.written) / gpu.bandwidth
     return max(computing, moving, operator.launches * LAUNCH_SECONDS)
 

@@ -152,10 +152,11 @@ def comparisons(measurements: Sequence[Measurement] = MEASUREMENTS) -> list[Comp
     Raises:
         InputError: If this process interprets kernels.
     """
-    return [_compare(measurement) for measurement in measurements]
+    return [compare_measurement(measurement) for measurement in measurements]
 
 
-def _compare(measurement: Measurement) -> Comparison:
+def compare_measurement(measurement: Measurement) -> Comparison:
+    """Predict one measured forward pass."""
     gpu = GPUS[measurement.gpu]
     name, arguments, options = measurement.module
     module_class = {"Conv2d": Conv2d, "MaxPool2d": MaxPool2d}[name]

@@ -194,7 +194,7 @@ def looping(*opcodes):
     ],
 )
 def test_loop_repeats(loop, block, expected):
-    assert prediction._loop_repeats(kernel_of(loop=looping(*loop)), block) == expected
+    assert prediction.loop_repeats(kernel_of(loop=looping(*loop)), block) == expected
 
 
 SOME = [("lenet", 1, "h100"), ("mobilenet_v2", 1, "a100")]

@@ -19,7 +19,7 @@ def doctor(config: DictConfig) -> None:
 
     Raises:
         InputError: If the backend is unknown.
-        SystemExit: With status 1 if a problem is fatal.
+        SystemExit: If a problem is fatal; the status is 1.
     """
     with use_backend(config.backend):
         report = examine(config)

@@ -21,7 +21,7 @@ from lightconv.operators.triton_kernels import launch, tiles
 from lightconv.runs.build import instantiate
 
 _PACKAGES = ("lightconv", "torch", "torchvision", "lightning", "triton", "torchmetrics", "hydra-core")
-_DRIVER = Path("/proc/driver/nvidia/version")
+_DRIVER = Path("/proc/driver/nvidia/version")  # fallback if nvidia-smi is missing
 
 
 def versions() -> Facts:
@@ -126,6 +126,7 @@ def served_calls(name: str, device: str) -> list[Served]:
         name: name of the device for the report.
         device: torch's name of the device.
     """
+    # dispatch depends on shapes and strides, not on values
     images = stand_in(device, 256, 1, 28, 28)
     weight = stand_in(device, 6, 1, 5, 5)
     maps = stand_in(device, 256, 6, 28, 28)
@@ -158,6 +159,7 @@ def find_data(name: str, config: DictConfig) -> DataSet:
     """
     folder = config.get("root")
     try:
+        # reading is the only way to find damaged files
         data = instantiate(config)
         data.setup("fit")
         data.setup("test")

@@ -18,12 +18,13 @@ def inspect(config: DictConfig) -> None:
 
     Raises:
         InputError: If a setting is unknown, Triton is missing, or this process interprets kernels.
-        SystemExit: With status 1 if ``diff`` finds a kernel that got worse.
+        SystemExit: If ``diff`` finds a figure that got worse; the status is 1.
     """
     if not TRITON:
         raise InputError("inspect compiles kernels, and Triton is not installed: pip install triton (Linux)")
     check_choice(config, "dtype", DTYPES)
     check_integer(config, "batch_size")
+    # published, diff and listing each print something else instead of the tables
     if config.published:
         report.print_published()
         return

@@ -89,6 +89,7 @@ def inspect_revision(revision: str, config: DictConfig) -> dict[str, Any]:
     repository = Path(__file__).parents[3]
     with tempfile.TemporaryDirectory() as folder:
         checkout = Path(folder) / "checkout"
+        # a worktree leaves the user's files and index alone
         _git(repository, "worktree", "add", "--detach", "--force", str(checkout), revision)
         try:
             return inspect_checkout(checkout, revision, config)
@@ -123,6 +124,7 @@ def inspect_checkout(checkout: Path, revision: str, config: DictConfig) -> dict[
     done = subprocess.run(
         [sys.executable, "-c", _INSPECT, str(settings_file), str(checkout / "conf")],
         cwd=checkout,
+        # the checkout's lightconv goes before the installed one
         env=os.environ | {"PYTHONPATH": str(checkout)},
         capture_output=True,
         text=True,
@@ -132,6 +134,7 @@ def inspect_checkout(checkout: Path, revision: str, config: DictConfig) -> dict[
         # the last line of a traceback says what is wrong
         reason = " ".join(done.stderr.strip().splitlines()[-1:])
         raise InputError(f"diff: revision {revision} cannot inspect itself: {reason}; {_REMEDY}")
+    # the last line, after the tables
     unknown = json.loads(done.stdout.splitlines()[-1])
     if unknown:
         message = f"diff: revision {revision} has no setting {', '.join(unknown)}, and was inspected without"

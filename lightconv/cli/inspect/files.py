@@ -26,6 +26,7 @@ def write(inspected: Sequence[Inspected], config: DictConfig) -> None:
     base.with_name(base.name + ".json").write_text(content + "\n")
     base.with_name(base.name + ".md").write_text(as_markdown(inspected, config))
     for one in inspected:
+        # without a data sheet there is no roof to draw
         if one.inspection.layers:
             picture = base.with_name(f"{base.name}_{one.subject.gpu}_{one.subject.network}.png")
             draw_roofline(one, config).savefig(picture, dpi=100)
@@ -39,7 +40,7 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         content: dict[str, Any] = json.loads(path.read_text())
-        content["kernels"]
+        content["kernels"]  # any other JSON file fails here
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"diff: {path} is no file that `lightconv inspect output=...` writes: {error!r}") from error
     return content
@@ -96,6 +97,7 @@ def draw_roofline(one: Inspected, config: DictConfig) -> Figure:
         intensity = layer.operations / layer.bytes  # operations per byte
         rate = layer.operations / layer.forward  # operations per second
         points.append(Point(layer.layer, intensity, rate))
+    # the roof of the matrix units
     peak = gpu.peak("tf32" if config.dtype == "float32" else "half")
     title = f"{subject.title}: forward passes in {config.dtype} under its roof, predicted"
     return roofline(peak, gpu.bandwidth, points, title)

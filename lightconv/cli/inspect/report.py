@@ -22,6 +22,7 @@ PREDICTION_LEGEND = """\
 forward, backward: lightconv's kernels, each at its largest bound; torch, compiled: torch's forward and
 backward with every operator at the data sheet's rate, which cuDNN does not reach; gain: torch / lightconv
 """
+# columns that share a cell, one above the other: fourteen columns side by side are wider than a terminal
 _KERNEL_CELLS = (
     ("kernel", "tile"),
     ("regs", "spilt"),
@@ -108,6 +109,7 @@ def layer_rows(inspection: Inspection) -> list[dict[str, Any]]:
 
 def layer_row(layer: LayerReport, slowest: KernelReport | None) -> dict[str, Any]:
     """Return the row of a layer and its slowest kernel; None for the kernel if torch serves the whole layer."""
+    # no kernel of this layer was launched, so torch serves it
     bound = "torch's\nmatrix product" if slowest is None else f"{slowest.bound}\n{slowest.kernel}"
     return _time_row(f"{layer.layer}\n{layer.sizes}", layer.times, layer._asdict(), bound)
 
@@ -156,6 +158,7 @@ def print_listings(inspected: Sequence[Inspected], wanted: str) -> None:
             listings[name] = (subject.architecture, code.machine_code)
     chosen = [name for name in listings if wanted in name]
     if not chosen:
+        # the message lists all names, so that the user can pick one
         raise InputError(f"listing={wanted}: no part of {', '.join(listings)}")
     for name in chosen:
         architecture, listing = listings[name]
@@ -178,6 +181,7 @@ def print_published() -> None:
         }
         rows.append(row)
     tables.show_rows("predicted against published, µs", rows, dense=True)
+    # each source once, in the order of the table
     sources = dict.fromkeys(comparison.measurement.source for comparison in compared)
     for source in sources:
         print(f"source: {source}")

@@ -80,6 +80,7 @@ def read_gpus(config: DictConfig) -> list[tuple[str, str | None]]:
 
 def read_architectures(config: DictConfig) -> list[tuple[str, str | None]]:
     """Return each architecture of the settings, and the first GPU that has it; None if no data sheet is listed."""
+    # several GPUs share an architecture: the first one listed stands for it
     first_gpus: dict[str, str] = {}
     for name, gpu in GPUS.items():
         first_gpus.setdefault(gpu.architecture, name)
@@ -109,6 +110,7 @@ def build_layer(config: DictConfig) -> tuple[torch.nn.Module, Tensor]:
     filters = options.pop("filters")
     size = options.pop("image_size")
     try:
+        # only sizes matter: on the meta device nothing is allocated
         with torch.device("meta"):
             module = torch.nn.Sequential(nn.ConvBlock(channels, filters, **options))
             images = torch.empty(config.batch_size, channels, size, size)
