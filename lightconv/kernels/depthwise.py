@@ -15,7 +15,7 @@ All tensors are addressed by their strides, so every other memory format is corr
 
 Sums are float32 and rounded once. Each sum has one owner and a fixed order, without atomics: the same bits every time.
 
-Hazard: on sm_100 a masked load may still dereference its address (pytorch/pytorch#187081). Every masked address is
+Hazard: a masked load on sm_100 may still dereference its address (pytorch/pytorch#187081). Every masked address is
 therefore also clamped into its tensor.
 """
 
@@ -63,7 +63,7 @@ def _rectangle(rectangle, height, width, ROWS: tl.constexpr, COLUMNS: tl.constex
 def _channels(block, channels, CHANNELS: tl.constexpr, RUN: tl.constexpr, INDEX: tl.constexpr):
     """Return the channels of a block and a mask of the existing ones; the others wrap around.
 
-    Hazard: to load 16 bytes at once, the compiler needs a proof: neighbours lie side by side, start at a multiple of
+    Hazard: loads of 16 bytes at once need a proof by the compiler: neighbours lie side by side, start at a multiple of
     their number and share a mask. RUN divides the number of channels. The hints below are therefore true, and the mask
     compares whole runs.
     """

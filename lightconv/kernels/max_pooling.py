@@ -10,7 +10,7 @@ No sum uses atomics: the same bits every time.
 Hazard: tl.max does not follow torch's rule, so the comparisons spell it out. The first of equal values wins. NaN wins
 over every number, and the last NaN over the others. A window of -inf has its first element in the image as argmax.
 
-Hazard: on sm_100 a masked load may still dereference its address (pytorch/pytorch#187081). Every masked address is
+Hazard: a masked load on sm_100 may still dereference its address (pytorch/pytorch#187081). Every masked address is
 therefore also clamped into its tensor. In channels_last with a multiple of 16 channels, clamps and masks change only at
 multiples of 16 elements, so the compiler sees runs of neighbours and moves 16 bytes at once. An element must be clamped
 after its division into coordinates: clamped before, the compiler would not see the runs.
