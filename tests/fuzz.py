@@ -1,6 +1,6 @@
-"""Run many random convolution blocks through the fused kernels in Triton's interpreter: `make fuzz`.
+"""Compare many random convolution blocks with torch, on the fused kernels in Triton's interpreter: `make fuzz`.
 
-Case n is the same on every machine. A failure prints its number: `python tests/fuzz.py --first n --cases 1` repeats it.
+Case n is the same on every machine. A failure prints its number. `python tests/fuzz.py --first n --cases 1` repeats it.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def run(case: int) -> tuple[int, bool, str]:
-    """Check one case: its number, whether gradients were compared, and what went wrong."""
+    """Check one case, and return its number, True if gradients were compared, and the traceback of an error or ""."""
     from helpers.blocks import check, random_block
 
     try:
@@ -23,7 +23,7 @@ def run(case: int) -> tuple[int, bool, str]:
 
 
 def prepare() -> None:
-    """Interpret kernels, on one thread, and leave Ctrl-C to the process that counts."""
+    """Make this process interpret kernels on one thread, and leave Ctrl-C to the main process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.update(TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
     sys.path.insert(0, str(Path(__file__).parent))
@@ -33,12 +33,12 @@ def prepare() -> None:
 
 
 def main() -> int:
-    """Check cases first .. first + cases - 1 on all cores; Ctrl-C says how far they went."""
+    """Check cases first .. first + cases - 1 on all cores. Ctrl-C stops and prints how to continue."""
     from rich.progress import track
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
-    parser.add_argument("--cases", type=int, default=20_000, help="how many")
+    parser.add_argument("--cases", type=int, default=20_000, help="number of cases")
     options = parser.parse_args()
     numbers = range(options.first, options.first + options.cases)
     compared = failed = done = 0
@@ -49,7 +49,7 @@ def main() -> int:
                 if error:
                     failed += 1
                     print(f"case {case} failed:\n{error}", flush=True)
-                if not sys.stdout.isatty() and done % 1000 == 0:  # where rich draws no bar
+                if not sys.stdout.isatty() and done % 1000 == 0:  # rich draws no bar
                     print(f"cases {numbers[0]} to {case}: {failed} failed", flush=True)
         except KeyboardInterrupt:
             pool.shutdown(cancel_futures=True)

@@ -33,10 +33,13 @@ from lightconv.kernels.implicit_gemm_plan import (
     Plan,
     Product,
     build_plan,
+    count_blocks,
     forward_product,
     input_gradient_product,
+    padding_of,
     select_plan,
     size_of,
+    tap_step_of,
 )
 from lightconv.kernels.jit_helpers import (
     KILLED,
@@ -160,8 +163,11 @@ def _gathered_product(
 ):  # fmt: skip
     """Sum over the taps of a run of pixels through clamped and masked pointers; un-pool a POOLED gradient."""
     start_h, start_w = phase_h + padding[0], phase_w + padding[1]
-    first_r = _first_tap(start_h, stride[0], dilation[0], R) if GRADIENT else 0
-    first_s = _first_tap(start_w, stride[1], dilation[1], S) if GRADIENT else 0
+    if GRADIENT:
+        first_r = _first_tap(start_h, stride[0], dilation[0], R)
+        first_s = _first_tap(start_w, stride[1], dilation[1], S)
+    else:
+        first_r, first_s = 0, 0
     accumulator = tl.zeros((row_in.shape[0], k.shape[0]), tl.float32)
     for r in range(first_r, R, tap_step[0]):
         h = _input_coordinate(i, r, start_h, stride[0], padding[0], dilation[0], GRADIENT)
@@ -191,6 +197,16 @@ def _gathered_product(
                 # (rows, DEPTH) x (DEPTH, COLUMNS)
                 accumulator = tl.dot(input_tile, weight_tile, accumulator, input_precision=PRECISION)
     return accumulator
+
+
+@triton.jit
+def _store_argmax(argmax_ptr, argmax_strides, value, winner, n, i, j, k, inside, ACTIVATION: tl.constexpr):
+    """Store the positions of the largest values, or KILLED if ReLU stops their gradients."""
+    if ACTIVATION == "relu":
+        winner = tl.where(value <= 0, KILLED, winner)
+    argmax_pixel = n * argmax_strides[0] + i * argmax_strides[2] + j * argmax_strides[3]
+    argmax_ptrs = argmax_ptr + argmax_pixel[:, None] + (k * argmax_strides[1])[None, :]
+    tl.store(argmax_ptrs, winner.to(tl.uint8), mask=inside)
 
 
 @triton.jit
@@ -271,11 +287,7 @@ def _kernel(
     activated = activate(value.to(tl.float32), ACTIVATION)
     tl.store(output_ptrs, activated.to(output_ptr.dtype.element_ty), mask=output_in)
     if STORE_ARGMAX:
-        if ACTIVATION == "relu":
-            winner = tl.where(value <= 0, KILLED, winner)
-        argmax_pixel = n * output_argmax_strides[0] + i * output_argmax_strides[2] + j * output_argmax_strides[3]
-        argmax_ptrs = output_argmax_ptr + argmax_pixel[:, None] + (k * output_argmax_strides[1])[None, :]
-        tl.store(argmax_ptrs, winner.to(tl.uint8), mask=output_in)
+        _store_argmax(output_argmax_ptr, output_argmax_strides, value, winner, n, i, j, k, output_in, ACTIVATION)
 
 
 def forward(
@@ -391,24 +403,33 @@ def _launch(
     else:
         plan = build_plan(product, target, kind, wide=wide, tile=tile)
     rows, columns, depth, *_ = plan.tile
-    height, width = size_of(input)
-    pool_h, pool_w = pool if pooled else product.pool
-    blocks = _blocks(plan, product)
-    input_descriptor, weight_descriptor = _descriptors(input, weight, plan, product)
+    input_size = size_of(input)
+    pool_h, pool_w = product.pool
+    if pooled:
+        # the map before pooling, although only the pooled gradient is stored
+        pool_h, pool_w = pool
+        input_size = (input_size[0] * pool_h, input_size[1] * pool_w)
+    blocks = count_blocks(plan, product)
+    k_stride, c_stride, r_stride, s_stride = weight.stride()
+    weight_strides = (k_stride, c_stride, r_stride, s_stride)  # (produced, summed, r, s)
+    if gradient:
+        weight_strides = (c_stride, k_stride, r_stride, s_stride)
+    input_descriptor = weight_descriptor = None
+    if plan.loader == "descriptors":
+        input_descriptor, weight_descriptor = describe_operands(input, weight, plan, product)
     with on_device(input):
         _kernel[(math.prod(blocks) * math.prod(product.phases),)](
-            input_ptr=input, input_strides=input.stride(),
-            input_size=(height * pool_h, width * pool_w) if pooled else (height, width),
+            input_ptr=input, input_strides=input.stride(), input_size=input_size,
             argmax_ptr=argmax, argmax_strides=strides_of(argmax),
-            weight_ptr=weight, weight_strides=_product_strides(weight, product),
+            weight_ptr=weight, weight_strides=weight_strides,
             weight_group_stride=weight.stride(0) * weight.shape[0] // groups,
             bias_ptr=bias, bias_stride=strides_of(bias)[0],
             output_ptr=output, output_strides=output.stride(), output_size=size_of(output),
             output_argmax_ptr=output_argmax, output_argmax_strides=strides_of(output_argmax),
             input_descriptor=input_descriptor, weight_descriptor=weight_descriptor,
             images=product.images, size=product.size, channels=product.channels, filters=product.filters,
-            stride=window.stride, padding=_product_padding(window, plan, product), dilation=window.dilation,
-            tap_step=_tap_step(window, product), blocks=blocks, phases=product.phases,
+            stride=window.stride, padding=padding_of(window, plan, product), dilation=window.dilation,
+            tap_step=tap_step_of(window, product), blocks=blocks, phases=product.phases,
             R=product.taps[0], S=product.taps[1],
             FLATTENED_CHANNELS=product.channels if plan.loader == "flattened" else 0, LOADER=plan.loader,
             GRADIENT=gradient, POOLED=pooled, POOL_H=pool_h, POOL_W=pool_w, POSITIONS=product.positions,
@@ -419,46 +440,15 @@ def _launch(
         )  # fmt: skip
 
 
-def _blocks(plan: Plan, product: Product) -> tuple[int, int, int]:
-    """Return the number of blocks along filters, pixels and groups."""
-    height, width = product.size
-    if plan.loader == "descriptors":
-        pixel_blocks = product.images * triton.cdiv(height, plan.patch[0]) * triton.cdiv(width, plan.patch[1])
-    else:
-        pixel_blocks = triton.cdiv(product.images * height * width, plan.tile.rows // product.positions)
-    return triton.cdiv(product.filters, plan.tile.columns), pixel_blocks, product.groups
-
-
-def _product_strides(weight: Tensor, product: Product) -> tuple[int, ...]:
-    """Return the weight's strides in the product's order: (produced, summed, r, s)."""
-    k, c, r, s = weight.stride()
-    return (c, k, r, s) if product.gradient else (k, c, r, s)
-
-
-def _product_padding(window: Window, plan: Plan, product: Product) -> Pair:
-    """Return the padding in the direction of the loader's taps: descriptors meet a gradient's from the other side."""
-    if product.gradient and plan.loader == "descriptors":
-        return product.taps[0] - 1 - window.padding[0], product.taps[1] - 1 - window.padding[1]
-    return window.padding
-
-
-def _tap_step(window: Window, product: Product) -> Pair:
-    """Return the distance between taps of one phase of a gradient."""
-    if not product.gradient:
-        return (1, 1)
-    (stride_h, stride_w), _, (dilation_h, dilation_w) = window
-    return stride_h // math.gcd(stride_h, dilation_h), stride_w // math.gcd(stride_w, dilation_w)
-
-
-def _descriptors(
+def describe_operands(
     input: Tensor, weight: Tensor, plan: Plan, product: Product
-) -> tuple[TensorDescriptor, TensorDescriptor] | tuple[None, None]:
-    """Describe the input as (n, h, w, c) and the weight as (k, taps, c), if the plan loads by descriptors."""
-    if plan.loader != "descriptors":
-        return None, None
+) -> tuple[TensorDescriptor, TensorDescriptor]:
+    """Return descriptors of the input as (n, h, w, c) and of the weight as (k, taps, c)."""
     columns, depth = plan.tile.columns, plan.tile.depth
     input_box = [1, plan.patch[0] * product.pool[0], plan.patch[1] * product.pool[1], depth]
-    weight_box = [depth, 1, columns] if product.gradient else [columns, 1, depth]
+    weight_box = [columns, 1, depth]
+    if product.gradient:
+        weight_box = [depth, 1, columns]
     taps = _as_descriptors_want(weight).flatten(1, 2)  # (k, r, s, c) -> (k, taps, c)
     return (
         TensorDescriptor.from_tensor(_as_descriptors_want(input), input_box),
@@ -478,4 +468,6 @@ def _as_descriptors_want(image: Tensor) -> Tensor:
 
 def strides_of(tensor: Tensor | None) -> tuple[int, ...]:
     """Return a tensor's strides, or zeros in place of a missing image's."""
-    return (0, 0, 0, 0) if tensor is None else tensor.stride()
+    if tensor is None:
+        return (0, 0, 0, 0)
+    return tensor.stride()

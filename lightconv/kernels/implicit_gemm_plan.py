@@ -238,10 +238,11 @@ def build_plan(
         wide: True if offsets need 64 bits.
         tile: tile to use instead of the table's.
     """
+    table = FLATTENED_TILES if product.is_flattened else TILES
+    if wide:
+        table = CAREFUL_TILES
     if product.is_flattened:
-        table = CAREFUL_TILES if wide else FLATTENED_TILES
         return Plan(tile or _tile_of(table, product, architecture, kind), "flattened", _NO_PATCH)
-    table = CAREFUL_TILES if wide else TILES
     plan = _easy_plan(product, architecture, kind, tile or _tile_of(table, product, architecture, kind))
     if plan is not None:
         return plan
@@ -259,16 +260,48 @@ def candidate_plans(product: Product, architecture: str, kind: Kind, *, wide: bo
     """
     plans = [build_plan(product, architecture, kind, wide=wide)]
     careful = CAREFUL_TILES[architecture][kind]
+    table = FLATTENED_TILES if product.is_flattened else TILES
+    if wide:
+        table = CAREFUL_TILES
+    tiles = table[architecture][kind]
     if product.is_flattened:
-        tiles = careful if wide else FLATTENED_TILES[architecture][kind]
         plans += [Plan(tile, "flattened", _NO_PATCH) for tile in tiles]
     else:
-        for tile in careful if wide else TILES[architecture][kind]:
+        for tile in tiles:
             plan = _easy_plan(product, architecture, kind, tile)
             if plan is not None:
                 plans.append(plan)
         plans += [Plan(tile, "pointers", _NO_PATCH) for tile in careful]
     return tuple(dict.fromkeys(plans))  # each once, in order
+
+
+def count_blocks(plan: Plan, product: Product) -> tuple[int, int, int]:
+    """Return the number of blocks along filters, pixels and groups."""
+    height, width = product.size
+    if plan.loader == "descriptors":
+        pixel_blocks = product.images * triton.cdiv(height, plan.patch[0]) * triton.cdiv(width, plan.patch[1])
+    else:
+        pixel_blocks = triton.cdiv(product.images * height * width, plan.tile.rows // product.positions)
+    return triton.cdiv(product.filters, plan.tile.columns), pixel_blocks, product.groups
+
+
+def padding_of(window: Window, plan: Plan, product: Product) -> Pair:
+    """Return the padding as the plan's loader counts it.
+
+    Descriptors meet a gradient's taps in reverse order, from the other side of the image.
+    """
+    if product.gradient and plan.loader == "descriptors":
+        return product.taps[0] - 1 - window.padding[0], product.taps[1] - 1 - window.padding[1]
+    return window.padding
+
+
+def tap_step_of(window: Window, product: Product) -> Pair:
+    """Return the distance between the taps of one phase of a gradient; (1, 1) for a forward product."""
+    if not product.gradient:
+        return (1, 1)
+    stride_h, stride_w = window.stride
+    dilation_h, dilation_w = window.dilation
+    return stride_h // math.gcd(stride_h, dilation_h), stride_w // math.gcd(stride_w, dilation_w)
 
 
 def _tile_of(table: Table, product: Product, architecture: str, kind: Kind) -> Tile:
@@ -311,7 +344,9 @@ def _least_overhanging_patch(product: Product, tile: Tile) -> Pair | None:
         if covered < fewest:
             patch = (high, wide)
             fewest = covered
-    return patch if fewest <= _MOST_OVERHANG * math.prod(product.size) else None
+    if fewest > _MOST_OVERHANG * math.prod(product.size):
+        return None
+    return patch
 
 
 def _descriptors_can_load(product: Product, tile: Tile) -> bool:

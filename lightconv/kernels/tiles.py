@@ -58,7 +58,9 @@ class Tile(NamedTuple):
 
 def register_limit(registers: int, architecture: str) -> dict[str, int]:
     """Return the launch option for the most registers per thread. AMD's compiler has no such option."""
-    return {} if architecture.startswith("gfx") else {"maxnreg": registers}
+    if architecture.startswith("gfx"):
+        return {}
+    return {"maxnreg": registers}
 
 
 Tiles = tuple[Tile, ...]
@@ -67,7 +69,9 @@ Table = Mapping[str, Mapping[Kind, Tiles]]  # architecture -> kind -> tiles, fro
 
 def arithmetic(dtype: torch.dtype, precision: Literal["tf32", "ieee"]) -> Kind:
     """Return the kind of arithmetic that multiplies tensors of a dtype, float32 in the given precision."""
-    return "half" if dtype in {torch.float16, torch.bfloat16} else precision
+    if dtype in {torch.float16, torch.bfloat16}:
+        return "half"
+    return precision
 
 
 def nearest_architecture(architecture: str) -> str:

@@ -43,6 +43,35 @@ def _first(one, other):
 
 
 @triton.jit
+def _load_gradient(
+    grad_output_ptr, grad_output_strides, argmax_ptr, argmax_strides, filter_offset, group, filters, k, n, i, j, inside,
+    POOL_H: tl.constexpr, POOL_W: tl.constexpr, POOLED: tl.constexpr,
+):  # fmt: skip
+    """Load a (filters, pixels) tile of the convolution's gradient; un-pool a POOLED one."""
+    grad_row = n * grad_output_strides[0] + i // POOL_H * grad_output_strides[2]
+    grad_pixel = grad_row + j // POOL_W * grad_output_strides[3]
+    grad_tile = tl.load(grad_output_ptr + filter_offset + grad_pixel[None, :], mask=inside, other=0.0)
+    if POOLED:
+        argmax_row = n * argmax_strides[0] + i // POOL_H * argmax_strides[2]
+        argmax_pixel = argmax_row + j // POOL_W * argmax_strides[3]
+        argmax_offset = ((group * filters + k) * argmax_strides[1])[:, None] + argmax_pixel[None, :]
+        argmax_ptrs = argmax_ptr + argmax_offset
+        position = (i % POOL_H * POOL_W + j % POOL_W)[None, :]
+        grad_tile = unpool(grad_tile, argmax_ptrs, inside, position)
+    return grad_tile
+
+
+@triton.jit
+def _store_weight(weight_ptr, weight_strides, value, group, group_stride, k, k_in, c, c_in, r, s):
+    """Store a (filters, columns) tile of the weight's gradient."""
+    tap_offset = r * weight_strides[2] + s * weight_strides[3]
+    row_offset = group * group_stride + (k * weight_strides[0])[:, None]
+    weight_offset = row_offset + (c * weight_strides[1])[None, :] + tap_offset
+    inside = k_in[:, None] & c_in[None, :]
+    tl.store(weight_ptr + weight_offset, value.to(weight_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def _kernel(
     grad_output_ptr, grad_output_strides, argmax_ptr, argmax_strides, input_ptr, input_strides, input_size,
     grad_weight_ptr, grad_weight_strides, grad_weight_group_stride, grad_bias_ptr, split_stride,
@@ -105,16 +134,10 @@ def _kernel(
             # Hazard: tl.trans after a masked load is not pipelined: the product would wait for its own step's load. So
             # grad_output is loaded as the product takes it, (FILTERS, DEPTH), although its channels are neighbours.
             grad_in = k_in[:, None] & pixel_in[None, :]
-            grad_row = n * grad_output_strides[0] + i // POOL_H * grad_output_strides[2]
-            grad_pixel = grad_row + j // POOL_W * grad_output_strides[3]
-            grad_tile = tl.load(grad_output_ptr + filter_offset + grad_pixel[None, :], mask=grad_in, other=0.0)
-            if POOLED:
-                argmax_row = n * argmax_strides[0] + i // POOL_H * argmax_strides[2]
-                argmax_pixel = argmax_row + j // POOL_W * argmax_strides[3]
-                argmax_offset = ((group * filters + k) * argmax_strides[1])[:, None] + argmax_pixel[None, :]
-                argmax_ptrs = argmax_ptr + argmax_offset
-                position = (i % POOL_H * POOL_W + j % POOL_W)[None, :]
-                grad_tile = unpool(grad_tile, argmax_ptrs, grad_in, position)
+            grad_tile = _load_gradient(
+                grad_output_ptr, grad_output_strides, argmax_ptr, argmax_strides,
+                filter_offset, group, filters, k, n, i, j, grad_in, POOL_H, POOL_W, POOLED,
+            )  # fmt: skip
             # (FILTERS, DEPTH) x (DEPTH, COLUMNS)
             accumulator = tl.dot(grad_tile, input_tile, accumulator, input_precision=PRECISION)
             if BIAS and column_block == 0:
@@ -125,12 +148,9 @@ def _kernel(
                     bias += grad_tile
 
     grad_weight_ptr += split.to(tl.int64) * split_stride
-    tap_offset = r * grad_weight_strides[2] + s * grad_weight_strides[3]
-    # offsets of a (FILTERS, COLUMNS) tile
-    weight_offset = group * grad_weight_group_stride + (k * grad_weight_strides[0])[:, None]
-    weight_offset = weight_offset + (c * grad_weight_strides[1])[None, :] + tap_offset
-    weight_in = k_in[:, None] & c_in[None, :]
-    tl.store(grad_weight_ptr + weight_offset, accumulator.to(grad_weight_ptr.dtype.element_ty), mask=weight_in)
+    _store_weight(
+        grad_weight_ptr, grad_weight_strides, accumulator, group, grad_weight_group_stride, k, k_in, c, c_in, r, s
+    )  # fmt: skip
     if BIAS and column_block == 0:
         grad_bias_ptr += split.to(tl.int64) * split_stride
         total = tl.reduce(bias, 1, _first) if HALF else tl.sum(bias, 1)  # -> (FILTERS,)

@@ -89,7 +89,9 @@ def build_plan(
     filters, channels, r, s = weight_shape
     filters //= groups
     flattened = channels < FLATTENED_BELOW
-    columns = r * s * channels if flattened else channels
+    columns = channels
+    if flattened:
+        columns *= r * s
     if tile is None:
         tile = _rule_tile(filters, columns, architecture, kind, flattened=flattened, careful=careful)
 

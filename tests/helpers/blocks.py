@@ -50,8 +50,8 @@ class Block(NamedTuple):
 
     def by_torch(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Compute the block by torch; pool first if rounding makes activations of a window equal."""
-        # contiguous: torch 2.14 crashes on some groups of one-pixel-wide images with a channels_last weight. In
-        # float32, without oneDNN: on CPUs with matrix units its bfloat16 gives NaN also to pixels that do not see one
+        # Contiguous, because torch 2.14 crashes on some groups of one-pixel-wide images with a channels_last weight.
+        # In float32 without oneDNN, because on CPUs with matrix units its bfloat16 spreads NaN to other pixels.
         wide = (None if t is None else t.contiguous().float() for t in (input, weight, bias))
         with torch.backends.mkldnn.flags(enabled=False):
             maps = F.conv2d(*wide, self.stride, self.padding, self.dilation, self.groups).to(input.dtype)
@@ -68,30 +68,47 @@ class Block(NamedTuple):
 
 def random_block(seed: int) -> Block:
     """Draw a block; the same for the same seed."""
+    # a case is known by its number, so the order of the draws stays
     draw = random.Random(seed)
     torch.manual_seed(seed)
     number = draw.randint
-    dense = draw.random() < 0.3  # a shape that tensor descriptors can load
+    is_dense = draw.random() < 0.3  # tensor descriptors can load the shape
     groups, pool = draw.choice([1, 1, 2, 3]), (number(1, 3), number(1, 3))
-    channels = draw.choice([16, 32]) if dense else number(1, 5)
-    filters = draw.choice([16, 32]) if dense else number(1, 5)
+    if is_dense:
+        channels, filters = draw.choice([16, 32]), draw.choice([16, 32])
+    else:
+        channels, filters = number(1, 5), number(1, 5)
     kernel = (number(1, 3), number(1, 3))
-    stride, dilation = ((1, 1), (1, 1)) if dense else (draw.choice(STRIDES), (number(1, 2), number(1, 3)))
+    stride, dilation = (1, 1), (1, 1)
+    if not is_dense:
+        stride = draw.choice(STRIDES)
+        dilation = (number(1, 2), number(1, 3))
     padding = (number(0, 3), number(0, 3))
     image = [
         max(1, d * (k - 1) + 1 - 2 * p + (q - 1) * s) + number(0, 4)
         for k, d, p, q, s in zip(kernel, dilation, padding, pool, stride, strict=True)
     ]
     dtype = draw.choice(DTYPES)
-    x = in_layout(integers(number(1, 2), groups * channels, *image).to(dtype), draw.choice(LAYOUTS))
-    w = in_layout(integers(groups * filters, channels, *kernel).to(dtype), draw.choice(LAYOUTS))
-    b = in_layout(integers(1, 1, 1, groups * filters).to(dtype), draw.choice(LAYOUTS)).flatten()
-    b = draw.choice([None, b, b[:1].expand_as(b)])
+    images = in_layout(integers(number(1, 2), groups * channels, *image).to(dtype), draw.choice(LAYOUTS))
+    weight = in_layout(integers(groups * filters, channels, *kernel).to(dtype), draw.choice(LAYOUTS))
+    bias = in_layout(integers(1, 1, 1, groups * filters).to(dtype), draw.choice(LAYOUTS)).flatten()
+    bias = draw.choice([None, bias, bias[:1].expand_as(bias)])
     if draw.random() < 0.2:
-        x = x.clone(memory_format=torch.preserve_format)
-        x[tuple(number(0, size - 1) for size in x.shape)] = draw.choice(SPECIAL)
-    activation, architecture = draw.choice(list(operator.NON_DECREASING)), draw.choice(ARCHITECTURES)
-    return Block(x, w, b, stride, padding, dilation, groups, activation, pool, architecture)
+        images = images.clone(memory_format=torch.preserve_format)
+        element = tuple(number(0, size - 1) for size in images.shape)
+        images[element] = draw.choice(SPECIAL)
+    return Block(
+        input=images,
+        weight=weight,
+        bias=bias,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        activation=draw.choice(list(operator.NON_DECREASING)),
+        pool=pool,
+        architecture=draw.choice(ARCHITECTURES),
+    )
 
 
 def integers(*shape: int) -> Tensor:

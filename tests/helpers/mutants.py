@@ -1,4 +1,4 @@
-"""Kernel modules with a mistake put in on purpose: what tests of tests work on."""
+"""Mutants: kernel modules with a mistake in their source, which tests of tests must catch."""
 
 import importlib.util
 import sys
@@ -9,7 +9,14 @@ import pytest
 
 
 def mutants(module: ModuleType, source: str, broken: str, folder: Path) -> list[ModuleType]:
-    """The module with the mistake in one place, for each place where its source reads so."""
+    """Import one mutant of a module per occurrence of a source text.
+
+    Args:
+        module: kernel module.
+        source: text of the module's source, found at least once.
+        broken: text written in place of one occurrence.
+        folder: folder for the mutants' files.
+    """
     parts = Path(module.__file__).read_text().split(source)
     assert len(parts) > 1, f"{module.__name__} no longer reads {source!r}"
     imported = []
@@ -17,15 +24,17 @@ def mutants(module: ModuleType, source: str, broken: str, folder: Path) -> list[
         path = folder / f"{module.__name__}_{place}.py"
         path.write_text(source.join(parts[:place]) + broken + source.join(parts[place:]))
         spec = importlib.util.spec_from_file_location(module.__name__, path)
-        imported.append(importlib.util.module_from_spec(spec))
-        spec.loader.exec_module(imported[-1])
+        mutant = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(mutant)
+        imported.append(mutant)
     return imported
 
 
 def put_in_place(mutant: ModuleType, original: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let everything in lightconv that uses the module, or functions imported from it, use the mutant's."""
-    users = [module for name, module in sys.modules.items() if name.startswith("lightconv.") and module is not original]
-    for user in users:
+    """Replace a module by its mutant in all of lightconv, and functions imported from it by the mutant's."""
+    for module_name, user in list(sys.modules.items()):
+        if not module_name.startswith("lightconv.") or user is original:
+            continue
         for name, value in list(vars(user).items()):
             if value is original:
                 monkeypatch.setattr(user, name, mutant)

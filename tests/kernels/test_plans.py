@@ -1,4 +1,4 @@
-"""Plans that tuning may choose from: the rule's, and others whose tiles the compile tests compile."""
+"""Candidate plans for tuning: the rule's plan comes first, and every tile is one the compile tests compile."""
 
 import pytest
 from hypothesis import given, settings
