@@ -96,7 +96,9 @@ def answers_for(like: Tensor) -> Answers:
     """Return the answers in use on the device of a tensor."""
     if _state.override is not None:
         return _state.override
-    return _gpu_answers(like.device.index) if is_enabled(like) else NO_ANSWERS
+    if is_enabled(like):
+        return _gpu_answers(like.device.index)
+    return NO_ANSWERS
 
 
 def tensor_key(tensor: Tensor | None) -> Key | None:

@@ -47,7 +47,9 @@ def dot_precision(dtype: torch.dtype, architecture: str) -> Literal["tf32", "iee
 
 def on_device(tensor: Tensor) -> AbstractContextManager[Any]:
     """Make a tensor's GPU the current device, because Triton launches on the current device."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+    if tensor.is_cuda:
+        return torch.cuda.device(tensor.device)
+    return nullcontext()
 
 
 def in_float32_when_interpreted(launcher: Callable[..., None]) -> Callable[..., None]:
@@ -78,4 +80,6 @@ def in_float32_when_interpreted(launcher: Callable[..., None]) -> Callable[..., 
 
 
 def _widen(value: Any) -> Any:
-    return value.float() if isinstance(value, Tensor) and value.dtype is torch.bfloat16 else value
+    if isinstance(value, Tensor) and value.dtype is torch.bfloat16:
+        return value.float()
+    return value
