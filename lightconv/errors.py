@@ -6,7 +6,7 @@ __all__ = ["InputError", "InputWarning"]
 class InputError(ValueError):
     """Invalid input from the user. The message names the input, the mistake and the remedy.
 
-    The command line prints the message alone. Any other exception is a defect and shows its traceback.
+    The command line prints the message without a traceback. Any other exception is a defect and shows its traceback.
 
     Example:
         >>> import lightconv as lc
@@ -20,12 +20,12 @@ class InputError(ValueError):
 
 
 class InputWarning(UserWarning):
-    """Input from the user that has no effect in part. The message names the part and the reason.
+    """Partly ignored input from the user. The message names the ignored part and the reason.
 
-    The command line prints the message alone.
+    The command line prints the message without Python's file and line.
 
     Example:
         >>> import warnings
         >>> import lightconv as lc
-        >>> warnings.filterwarnings("error", category=lc.InputWarning)  # stop at input without effect
+        >>> warnings.filterwarnings("error", category=lc.InputWarning)  # stop instead
     """

@@ -67,18 +67,18 @@ class KernelReport(NamedTuple):
 
 
 class LayerReport(NamedTuple):
-    """Predicted times of one layer of a network on one GPU.
+    """Predicted seconds of one layer of a network on one GPU: lower bounds, for lightconv and for torch.
 
     Attributes:
         layer: name of the first layer of this kind.
-        times: number of layers of this kind in the network.
-        sizes: image, filters and options in words, see `Layer.sizes`.
+        times: number of layers of this kind in the network, a count.
+        sizes: sizes of image and filters, and the options, as text; see `Layer.sizes`.
         operations: multiplications and additions of the forward pass.
         bytes: least number of bytes moved by the forward pass.
         forward: forward pass by lightconv's kernels, in seconds.
         backward: backward pass by lightconv's kernels, in seconds.
-        eager: forward and backward pass by torch, unfused, each operator at its roofline, in seconds.
-        inductor: forward and backward pass by torch.compile, each operator at its roofline, in seconds.
+        eager: forward and backward pass by torch if each operator alone reached its roofline, in seconds.
+        inductor: forward and backward pass by torch.compile under the same assumption, in seconds.
     """
 
     layer: str

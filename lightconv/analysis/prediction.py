@@ -181,12 +181,12 @@ _WORK = {
 
 
 def bounds(call: Launch, kernel: CompiledKernel, gpu: GPU) -> Bounds:
-    """Return the lower bounds of a launch's time on a GPU.
+    """Return the lower bounds of a launch's time on a GPU: one per limit, such as memory and arithmetic, in seconds.
 
     Args:
         call: recorded launch.
         kernel: compiled kernel of the launch.
-        gpu: GPU of the architecture that the launch was recorded and compiled for.
+        gpu: GPU of the kernel's architecture.
     """
     unit = MULTIPROCESSOR[gpu.architecture]
     block = work(call)

@@ -99,14 +99,15 @@ class FineTuning(L.Callback):
         network, blocks = self._network_and_blocks(pl_module)
         if self.decay != 1 and blocks is None:
             raise InputError(
-                "decay goes by depth: give FineTuning(blocks=[[names of the head], [names of the last block], ...])"
+                f"decay={self.decay} lowers the learning rate per block, and this network's blocks are unknown: give "
+                "FineTuning(blocks=[[modules of the head], [modules of the last block], ...]), from output to input"
             )
         self._patterns = [stage.names(blocks) for stage in self.stages]
         for patterns in self._patterns:
             check_names(network, patterns)
 
     def begin(self, pl_module: L.LightningModule) -> None:
-        """Freeze as in the first stage, for a run without this callback, such as a learning-rate range test."""
+        """Freeze layers as the first stage does, without a Trainer's hooks: for a learning-rate range test."""
         self.check(pl_module)
         self._trainable = _trainable_parameters(pl_module)
         self._freeze(pl_module)

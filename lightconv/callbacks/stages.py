@@ -60,7 +60,10 @@ class Stage:
                 "FineTuning(blocks=[[names of the head], [names of the last block], ...]), or names of modules"
             )
         if not 0 <= train < len(blocks):
-            raise InputError(f"train={self.train}: the network has {len(blocks) - 1} blocks before its head")
+            raise InputError(
+                f"train={self.train} counts blocks before the head: this network has {len(blocks) - 1}, so choose 0 "
+                f"(the head alone) to {len(blocks) - 1}"
+            )
         names: list[str] = []
         for block in blocks[: train + 1]:
             names.extend(block)

@@ -145,7 +145,7 @@ def explain(model: nn.Module, *inputs: Any, architecture: str | None = None, **n
         unsupported_reason = "Triton is not installed"
     elif architecture not in tiles.ARCHITECTURES:
         known = ", ".join(tiles.ARCHITECTURES)
-        raise InputError(f"no tiles for architecture {architecture!r}: choose one of {known}")
+        raise InputError(f"no kernels for architecture {architecture!r}: choose one of {known}")
     # What was measured depends on the gradients needed, so gradients are on in training alone.
     with autotune.override(measured), torch.set_grad_enabled(model.training):
         calls = record_calls(model, inputs, named)

@@ -30,7 +30,7 @@ class DefinedR2Score(R2Score):
     """R2 score, NaN for a single image: torchmetrics raises an error there."""
 
     def compute(self) -> Tensor:
-        """Return the score, a mean over the outputs."""
+        """Return R2 as a mean over the network's outputs."""
         if self.total < 2:
             return torch.tensor(torch.nan, device=self.total.device)
         return super().compute()

@@ -286,8 +286,8 @@ def test_invalid_stages(arguments, message):
     ("arguments", "module", "message"),
     [
         ({"stages": THREE}, {}, "give FineTuning.blocks="),
-        ({"stages": [{"epoch": 0, "train": "all"}], "decay": 0.5}, {}, "decay goes by depth"),
-        ({"stages": [{"epoch": 0, "train": 3}], "blocks": BLOCKS}, {}, "the network has 2 blocks before its head"),
+        ({"stages": [{"epoch": 0, "train": "all"}], "decay": 0.5}, {}, "decay=0.5 lowers the learning rate per block"),
+        ({"stages": [{"epoch": 0, "train": 3}], "blocks": BLOCKS}, {}, "this network has 2, so choose 0"),
         ({"stages": [{"epoch": 0, "train": "all"}, {"epoch": 5, "train": ["haed"]}]}, {}, "haed is no module.*head"),
         ({"stages": THREE, "blocks": BLOCKS}, {"scheduler": SCHEDULERS["LambdaLR"]}, "FineTuning.scheduler="),
     ],

@@ -93,7 +93,7 @@ def test_image_without_batch():
 
 
 def test_unknown_architecture():
-    with pytest.raises(ValueError, match="no tiles for architecture 'sm_75': choose one of sm_80"):
+    with pytest.raises(ValueError, match="no kernels for architecture 'sm_75': choose one of sm_80"):
         lc.explain(lc.models.LeNet(), torch.empty(1, 1, 28, 28), architecture="sm_75")
 
 

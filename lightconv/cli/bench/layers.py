@@ -122,7 +122,7 @@ def build_sides(layer: Layer, config: DictConfig, device: str) -> tuple[Module, 
 
 
 def check(layer: Layer, config: DictConfig, device: str, backend: BackendName = "triton") -> None:
-    """Compare lightconv's output and gradients with torch's in float64. On small integers all bits agree.
+    """Check that lightconv's output and gradients equal torch's in float64 bit for bit, on small integers.
 
     Args:
         layer: layer to check.

@@ -42,7 +42,7 @@ def versions() -> Facts:
 
 
 def settings(backend_name: str) -> Facts:
-    """Return the settings behind dispatch and precision, besides the hardware.
+    """Return the settings that decide which kernel serves a call and in which precision, keyed by name.
 
     Args:
         backend_name: backend in use.

@@ -60,7 +60,9 @@ class Mixing:
         return _blend(images, mask), _blend(labels, share)
 
     def draw_masks(self, n: int, size: tuple[int, int], generator: torch.Generator) -> Float[Tensor, "n 1 h w"]:
-        """Draw the share of each pixel taken from the image itself; the rest comes from the image before it.
+        """Draw per pixel the share of the image itself; the rest is the preceding image of the batch.
+
+        The first image is mixed with the last one.
 
         Args:
             n: number of images.
