@@ -201,7 +201,7 @@ def _gathered_product(
 
 @triton.jit
 def _store_argmax(argmax_ptr, argmax_strides, value, winner, n, i, j, k, inside, ACTIVATION: tl.constexpr):
-    """Store each maximum's position in its window, or KILLED (`lightconv.kernels.argmax`) if ReLU stops its gradient."""
+    """Store each maximum's position in its window, or `argmax.KILLED` if ReLU stops its gradient."""
     if ACTIVATION == "relu":
         winner = tl.where(value <= 0, KILLED, winner)
     argmax_pixel = n * argmax_strides[0] + i * argmax_strides[2] + j * argmax_strides[3]
