@@ -1,7 +1,6 @@
 """Hydra around a verb: finds the configurations, runs the verb and reports mistakes in the input."""
 
 import importlib
-import itertools
 import logging
 import os
 import re
@@ -95,13 +94,13 @@ class UserConfigs(SearchPathPlugin):
 
 def user_directory(arguments: list[str]) -> str | None:
     """Return the value of ``--config-dir`` (or ``-cd``), written as --flag=value or as --flag value."""
-    for argument in arguments:
+    for index, argument in enumerate(arguments):
         flag, separator, value = argument.partition("=")
-        if flag == "--config-dir" and separator:
+        if flag not in {"--config-dir", "-cd"}:
+            continue
+        if separator:
             return value
-    for flag, value in itertools.pairwise(arguments):
-        if flag in {"--config-dir", "-cd"}:
-            return value
+        return next(iter(arguments[index + 1 :]), None)
     return None
 
 

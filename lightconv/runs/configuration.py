@@ -38,11 +38,16 @@ def former_directory(directory: Path) -> str:
 
 
 def relocate(value: Any, old: str, new: str) -> Any:
-    """Copy a value with ``old`` replaced by ``new`` at the beginning of its strings, in nested dictionaries too."""
-    if isinstance(value, str) and value.startswith(old):
+    """Copy a value with the directory ``old`` replaced by ``new`` in its paths, in nested dictionaries and lists too.
+
+    A path beside the directory stays as it is, even if its name begins like the directory's: runs/a is not runs/ab.
+    """
+    if isinstance(value, str) and (value == old or value.startswith(f"{old}/")):
         return new + value[len(old) :]
     if isinstance(value, dict):
         return {relocate(key, old, new): relocate(entry, old, new) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [relocate(entry, old, new) for entry in value]
     return value
 
 

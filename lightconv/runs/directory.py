@@ -1,6 +1,7 @@
 """Directory of a run: unused, claimed once, and complete enough to be understood and repeated years later."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -49,5 +50,16 @@ def write_definition(directory: Path, config: DictConfig) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any] | list[Any]) -> None:
-    """Write indented JSON atomically."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
+    """Write indented JSON atomically. NaN and infinities become null: JSON has no such numbers."""
+    write_text(path, json.dumps(_without_non_numbers(content), indent=2, allow_nan=False) + "\n")
+
+
+def _without_non_numbers(value: Any) -> Any:
+    """Copy nested dictionaries and lists with None for floats that are not finite."""
+    if isinstance(value, dict):
+        return {key: _without_non_numbers(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_non_numbers(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

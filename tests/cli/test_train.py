@@ -267,7 +267,10 @@ def test_mistakes(lightconv, mistake, arguments, words):
         assert word in message
 
 
-def test_user_configs_go_first(lightconv, capsys):
+@pytest.mark.parametrize(
+    "flag", [["--config-dir", "my_conf"], ["--config-dir=my_conf"], ["-cd", "my_conf"], ["-cd=my_conf"]]
+)
+def test_user_configs_go_first(lightconv, capsys, flag):
     for name, content in {
         "model/lenet.yaml": "_target_: lightconv.models.LeNet\nclasses: 10\nwidth: 2\n",
         "experiment/mine.yaml": "# @package _global_\nseed: 7\n",
@@ -275,7 +278,7 @@ def test_user_configs_go_first(lightconv, capsys):
         path = Path("my_conf", name)
         path.parent.mkdir(parents=True)
         path.write_text(content)
-    lightconv("train", "--config-dir", "my_conf", "experiment=mine", "--cfg", "job")
+    lightconv("train", *flag, "experiment=mine", "--cfg", "job")
     config = OmegaConf.create(capsys.readouterr().out)
     assert config.seed == 7
     assert config.model == {"_target_": "lightconv.models.LeNet", "classes": 10, "width": 2}

@@ -44,10 +44,19 @@ def test_unknown_data_setting(config):
 
 def test_relocate():
     value = {"/old/a": ["/old"], "b": {"c": "/old/d", "e": 1}, "f": "not /old"}
-    assert relocate(value, "/old", "/new") == {"/new/a": ["/old"], "b": {"c": "/new/d", "e": 1}, "f": "not /old"}
+    assert relocate(value, "/old", "/new") == {"/new/a": ["/new"], "b": {"c": "/new/d", "e": 1}, "f": "not /old"}
 
 
 def test_paths_of_a_moved_run(tmp_path):
     (tmp_path / "config.yaml").write_text("directory: /old\nfolder: /old/checkpoints\nother: /else\n")
     config = load_config(tmp_path)
     assert config == {"directory": str(tmp_path), "folder": f"{tmp_path}/checkpoints", "other": "/else"}
+
+
+def test_paths_beside_a_moved_run_stay():
+    assert relocate(["/runs/a", "/runs/a/data", "/runs/ab", "/runs/a_images/x"], "/runs/a", "/new") == [
+        "/new",
+        "/new/data",
+        "/runs/ab",
+        "/runs/a_images/x",
+    ]
