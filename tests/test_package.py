@@ -18,6 +18,7 @@ ROOMS = [
     "files",
     "keyed_cache",
     "preprocessing",
+    "text",
     "kernels",
     "operators",
     "functional",

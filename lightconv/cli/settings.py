@@ -1,5 +1,6 @@
 """Settings shared by several verbs, and their checks."""
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -57,3 +58,19 @@ def tensor_format(config: DictConfig) -> dict[str, Any]:
 def as_list(value: Any) -> list[Any]:
     """Return a setting of one value, or of a list of values, as a list."""
     return list(value) if isinstance(value, ListConfig) else [value]
+
+
+def quote_value(value: str) -> str:
+    """Quote a value for Hydra's grammar if it holds more than letters, digits and the characters of plain paths.
+
+    Example:
+        >>> quote_value("runs/first"), quote_value("My Project (v1)/runs")
+        ('runs/first', '"My Project (v1)/runs"')
+    """
+    if re.fullmatch(r"[\w./+-]+", value):
+        return value
+    # a backslash is doubled only before a quote: elsewhere Hydra takes it as it is
+    escaped = re.sub(r'(\\*)"', r'\1\1\\"', value)
+    ending = re.search(r"\\*$", value)
+    assert ending is not None
+    return f'"{escaped}{ending[0]}"'

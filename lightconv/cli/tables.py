@@ -9,6 +9,8 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from lightconv.text import printable
+
 console = Console()
 
 Row = Mapping[str, Any]
@@ -16,10 +18,10 @@ Row = Mapping[str, Any]
 
 def show_figures(title: str, figures: Row) -> None:
     """Print names and values, one per row."""
-    table = Table("figure", title=title, title_justify="left", show_header=False)
+    table = Table("figure", title=plain(title), title_justify="left", show_header=False)
     table.add_column(justify="right")
     for name, value in figures.items():
-        table.add_row(name, format_value(value))
+        table.add_row(plain(name), plain(value))
     console.print(table)
 
 
@@ -38,7 +40,7 @@ def show_classes(classes: Sequence[str], results: Mapping[str, Tensor]) -> None:
     for index, name in enumerate(classes):
         images = str(int(confusion[index].sum()))
         figures = [f"{results[key][index]:.4f}" for key in ("precision", "recall", "f1")]
-        table.add_row(name, images, *figures, _frequent_mistake(confusion, index, classes))
+        table.add_row(plain(name), images, *figures, plain(_frequent_mistake(confusion, index, classes)))
     console.print(table)
 
 
@@ -62,16 +64,18 @@ def show_rows(title: str, rows: Sequence[Row], *, dense: bool = False) -> None:
     for row in rows:
         columns |= dict.fromkeys(row)
     if dense:
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+        table = Table(
+            title=plain(title), title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False
+        )
     else:
-        table = Table(title=title, title_justify="left")
+        table = Table(title=plain(title), title_justify="left")
     for index, name in enumerate(columns):
         if dense and index == 0:
-            table.add_column(name, overflow="fold", no_wrap=True)
+            table.add_column(plain(name), overflow="fold", no_wrap=True)
         else:
-            table.add_column(name, overflow="fold", justify="right")
+            table.add_column(plain(name), overflow="fold", justify="right")
     for row in rows:
-        table.add_row(*(format_value(row.get(name, "")) for name in columns))
+        table.add_row(*(plain(row.get(name, "")) for name in columns))
     console.print(table)
 
 
@@ -101,6 +105,11 @@ def markdown(rows: Sequence[Row]) -> str:
     lines = [list(rows[0]), ["---"] * len(rows[0])]
     lines += [list(map(format_value, row.values())) for row in rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def plain(value: Any) -> Text:
+    """Return a value as text for a table: square brackets are no markup, control codes are escaped."""
+    return Text(printable(format_value(value)))
 
 
 def format_value(value: Any) -> str:

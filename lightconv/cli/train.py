@@ -1,5 +1,6 @@
 """lightconv train: from a configuration to a run directory with a trained, tested network."""
 
+import shlex
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -7,11 +8,13 @@ from typing import NamedTuple
 import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
 
 from lightconv.callbacks import FineTuning
 from lightconv.cli import tables
+from lightconv.cli.settings import quote_value
 from lightconv.data import ImageData, ImageFolder
 from lightconv.errors import InputError
 from lightconv.operators.backend import use_backend
@@ -66,12 +69,15 @@ def open_directory(*, resuming: bool) -> Path:
     """Return the directory of the run; a new run's must hold no run yet, and gets overrides.json.
 
     Raises:
-        InputError: If a new run would overwrite another.
+        InputError: If a new run would overwrite another, or a multirun would resume one.
     """
-    directory = Path(HydraConfig.get().runtime.output_dir)
+    command = HydraConfig.get()
+    if resuming and command.mode is RunMode.MULTIRUN:
+        raise InputError("resume= goes on with one run in its own directory: leave -m (--multirun) out")
+    directory = Path(command.runtime.output_dir)
     if not resuming:
         check_unused(directory)
-        write_json(directory / "overrides.json", list(HydraConfig.get().overrides.task))
+        write_json(directory / "overrides.json", list(command.overrides.task))
     return directory
 
 
@@ -211,7 +217,9 @@ def fit(parts: Parts, checkpoint: Path | None, directory: Path) -> float:
         with use_backend(parts.config.backend):
             parts.trainer.fit(parts.task, parts.data, ckpt_path=checkpoint)
     except SystemExit as stop:  # raised by Lightning after Ctrl-C; its SIGTERMException is one, too
-        print(f"stopped; go on with: lightconv train resume={directory}")
+        # quoted for Hydra, then for the shell: a path may hold spaces, commas, brackets
+        setting = shlex.quote(f"resume={quote_value(str(directory))}")
+        print(f"stopped; go on with: lightconv train {setting}")
         if isinstance(stop, SIGTERMException):
             # 128 + 15, the status that shells and schedulers expect after SIGTERM
             raise SystemExit(_SIGTERM_STATUS) from None

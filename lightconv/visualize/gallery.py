@@ -8,6 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
+from lightconv.text import printable
+
 _SIDE = 1.1  # width of an image, in inches
 
 
@@ -46,7 +48,7 @@ def gallery(images: Float[Tensor, "rows columns c h w"], captions: Sequence[Sequ
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(column == 0)
             if column == 0 or captions[row][column] != captions[row][0]:
-                axes.set_xlabel(captions[row][column], fontsize=7, labelpad=2)
+                axes.set_xlabel(printable(captions[row][column]), fontsize=7, labelpad=2, parse_math=False)
     panels[0, 0].set_title("original", fontsize=8, pad=3)
     figure.suptitle(title, fontsize=10)
     return figure

@@ -9,6 +9,8 @@ from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import ConfusionMatrixDisplay
 from torch import Tensor
 
+from lightconv.text import printable
+
 
 def learning_curve(rows: Sequence[dict[str, float]], title: str = "") -> Figure:
     """Draw loss and accuracy per epoch. A line marks the accuracy of the epoch with the lowest validation loss.
@@ -99,8 +101,10 @@ def confusion_matrix(counts: Num[Tensor, "k k"], classes: Sequence[str], title: 
     axes = figure.subplots()
     # The shades are shares of each true class, so that rare classes show. The numbers are counts.
     shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
-    display = ConfusionMatrixDisplay(shares.numpy(), display_labels=classes)
+    display = ConfusionMatrixDisplay(shares.numpy(), display_labels=[printable(name) for name in classes])
     display.plot(ax=axes, cmap="Blues", colorbar=False, include_values=False, xticks_rotation="vertical")
+    for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+        label.set_parse_math(False)  # a dollar sign in a class name starts no formula
     for row, column in counts.nonzero().tolist():
         shade = "white" if shares[row, column] > 0.5 else "black"
         axes.text(column, row, str(int(counts[row, column])), ha="center", va="center", color=shade, fontsize=9)

@@ -188,6 +188,11 @@ def test_overfitting_one_batch(lightconv):
     assert read_metrics("runs/mine/metrics.csv")[-1]["train/loss"] < 0.01
 
 
+def test_multirun_cannot_resume(lightconv, mistake):
+    lightconv("train", *SMOKE, "hydra.run.dir=runs/first")
+    assert "leave -m (--multirun) out" in mistake(lightconv, "train", "-m", "resume=runs/first", "seed=0,1")
+
+
 def test_resumed_run_keeps_its_groups(lightconv, capsys):
     lightconv("train", *SMOKE, "hydra.run.dir=runs/mine")
     with pytest.raises(SystemExit, match="2"):
