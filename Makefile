@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 CASES ?= 20000
 
-.PHONY: train test lint style fuzz compile-all gpu clean help
+.PHONY: train test lint style pages fuzz compile-all gpu clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/'
@@ -24,6 +24,9 @@ lint: $(VENV)/.installed-dev  ## ruff, mypy, and the measure of prose and densit
 
 style:  ## measure prose and density, and show the hardest sentences
 	$(PYTHON) tools/style.py --worst 10 lightconv lightconv_autoload.py
+
+pages: $(VENV)/.installed-dev  ## run every command and snippet of README and docs/ as typed
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/pytest -n auto -m pages
 
 fuzz: $(VENV)/.installed-dev  ## check CASES random convolution blocks in Triton's interpreter
 	$(BIN)/python -W ignore tests/fuzz.py --cases $(CASES)

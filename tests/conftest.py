@@ -83,6 +83,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "gpu" in item.keywords and (interpreting or not torch.cuda.is_available()):
             item.add_marker(pytest.mark.skip(reason="needs a GPU and `pytest -m gpu`"))
+        if "pages" in item.keywords and not config.getoption("-m"):
+            item.add_marker(pytest.mark.skip(reason="runs whole pages: `make pages`"))
         if "compile" in item.keywords and interpreting:
             item.add_marker(pytest.mark.skip(reason="compiles kernels: `pytest -m compile`"))
 
