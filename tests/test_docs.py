@@ -23,10 +23,12 @@ def session(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "page", [name for name in page_names() if name not in {"docs/plug_in.md", "docs/fine_tune.md"}]
 )
+@pytest.mark.pages
 def test_page_runs_as_typed(session, page):
     session.run_page(page)
 
 
+@pytest.mark.pages
 def test_plug_in_page_runs_as_typed(session, capsys):
     session.run_page("docs/plug_in.md")
     model = session.names["model"]
@@ -37,6 +39,7 @@ def test_plug_in_page_runs_as_typed(session, capsys):
     assert type(model.head[0]) is type(model.stem.downsample[0]) is nn.Conv2d
 
 
+@pytest.mark.pages
 def test_fine_tune_page_runs_as_typed(session, capsys):
     session.run_page("docs/fine_tune.md")
     printed = capsys.readouterr().out
