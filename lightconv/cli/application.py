@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lightconv.cli import sweep
 from lightconv.cli.resolvers import register_resolvers
+from lightconv.cli.settings import quote_value
 from lightconv.errors import InputError, InputWarning
 from lightconv.operators import backend
 
@@ -74,7 +75,7 @@ def quote_revision(override: str) -> str:
     """
     name, _, value = override.partition("=")
     if re.fullmatch(r"[\w./@-]+[~^][\w./@~^-]*", value):
-        return f'{name}="{value}"'
+        return f"{name}={quote_value(value)}"
     return override
 
 
