@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from PIL import Image
 
@@ -19,6 +20,7 @@ SPLITS = {
     "validation": "validation",
     "test": "test",
 }
+_LONGEST_LINE = 2**14  # characters of a CSV; paths have at most 4,096
 _COLUMNS = ("path", "label", "split")
 _CLUTTER = {"thumbs.db", "desktop.ini", "__macosx"}  # besides names that begin with a dot
 
@@ -143,8 +145,10 @@ def read_rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
         InputError: If the CSV cannot be read, has other columns, or empty cells.
     """
     try:
+        if file.exists() and not file.is_file():  # opening a pipe would wait forever
+            raise InputError(f"{file} is not a regular file: data.labels=FILE.csv names a CSV")
         with file.open(encoding="utf-8-sig", newline="") as content:  # spreadsheets write a byte order mark
-            reader = csv.DictReader(content, strict=True)
+            reader = csv.DictReader(_read_lines(content), strict=True)
             columns = reader.fieldnames or []
             if sorted(columns) not in (["label", "path"], sorted(_COLUMNS)):
                 listed = ", ".join(map(repr, columns)) or "none"
@@ -158,6 +162,14 @@ def read_rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
                 yield reader.line_num, {name: value.strip() for name, value in row.items()}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{file} cannot be read as a CSV in UTF-8: {error}") from error
+
+
+def _read_lines(content: TextIO) -> Iterator[str]:
+    """Yield the lines of a file, without reading one of any length into memory."""
+    while line := content.readline(_LONGEST_LINE):
+        if len(line) == _LONGEST_LINE:
+            raise csv.Error(f"a line has {_LONGEST_LINE:,} characters or more")
+        yield line
 
 
 def assign_splits(entries: Sequence[Entry], shares: Mapping[str, float], seed: int) -> dict[str, list[int]]:

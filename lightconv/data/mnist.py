@@ -1,17 +1,24 @@
 """MNIST and Fashion-MNIST out of their idx files, gzipped or not."""
 
 import gzip
+import math
+import struct
 import zlib
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 import torchvision
 from torch import Tensor
 
 from lightconv.data.base import ImageData, Split, Stage, split_off
 from lightconv.errors import InputError
+
+_LARGEST_AXES = 8  # images have 3, labels 1
+_LARGEST_RATIO = 1032  # bytes that a byte of gzip's deflate can stand for
+_LARGEST_VALUES = 2**31  # three times the largest set in this format, EMNIST
+_BLOCK = 2**24  # bytes unpacked at a time
 
 
 class MNIST(ImageData):
@@ -65,8 +72,8 @@ class MNIST(ImageData):
         """Read the training files, or the test files."""
         part = "t10k" if stage == "test" else "train"
         # (n, 28, 28) -> (n, 1, 28, 28)
-        images = self._read(f"{part}-images-idx3-ubyte").unsqueeze(1)
-        labels = self._read(f"{part}-labels-idx1-ubyte").long()
+        images = self._read(f"{part}-images-idx3-ubyte", axes=3).unsqueeze(1)
+        labels = self._read(f"{part}-labels-idx1-ubyte", axes=1).long()
         if len(images) != len(labels):
             raise InputError(
                 f"{self.root}: {len(images)} images but {len(labels)} labels: the files do not belong together"
@@ -83,7 +90,7 @@ class MNIST(ImageData):
                     return path
         return None
 
-    def _read(self, name: str) -> Tensor:
+    def _read(self, name: str, axes: int) -> Tensor:
         path = self._find(name)
         if path is None:
             raise InputError(
@@ -91,7 +98,10 @@ class MNIST(ImageData):
                 "Set the folder of the idx files by data.root=FOLDER, or let torchvision download them by "
                 f"data.download=true.{self.other_sources}"
             )
-        return read_idx(path)
+        values = read_idx(path)
+        if values.ndim != axes:
+            raise InputError(f"{path} has {values.ndim} axes instead of {axes}: put the file of that name there")
+        return values
 
 
 class FashionMNIST(MNIST):
@@ -126,18 +136,37 @@ def read_idx(path: Path) -> Tensor:
         InputError: If the file is not of this format or incomplete.
     """
     try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
-        if content[:3] != b"\0\0\x08":
-            raise ValueError("it does not begin like an idx file of bytes")
-        axes = content[3]
-        shape = np.frombuffer(content, ">u4", count=axes, offset=4).tolist()
-        values = np.frombuffer(content, np.uint8, offset=4 + 4 * axes)
-        if values.size != np.prod(shape):
-            raise ValueError(f"it holds {values.size} values instead of {' x '.join(map(str, shape))}")
-    except (OSError, EOFError, zlib.error, ValueError, IndexError) as error:
+        with path.open("rb") as file:
+            if path.suffix != ".gz":
+                return _read_values(file, path)
+            with gzip.GzipFile(fileobj=file) as unpacked:
+                return _read_values(unpacked, path)
+    except (OSError, EOFError, zlib.error, struct.error, ValueError, IndexError) as error:
         raise InputError(
             f"{path} is damaged: {error}. Download it again; nothing has been changed or deleted."
         ) from error
-    return torch.from_numpy(values.reshape(shape).copy())
+    except MemoryError as error:
+        raise InputError(f"{path} does not fit into the memory that is left: close other programs") from error
+
+
+def _read_values(file: BufferedReader | gzip.GzipFile, path: Path) -> Tensor:
+    """Read shape and values; not more values than the header announces, and one to notice surplus ones."""
+    start = file.read(4)
+    if start[:3] != b"\0\0\x08":
+        raise ValueError("it does not begin like an idx file of bytes")
+    axes = start[3]
+    if not 1 <= axes <= _LARGEST_AXES:
+        raise ValueError(f"its header announces {axes} axes")
+    shape = struct.unpack(f">{axes}I", file.read(4 * axes))
+    announced = math.prod(shape)
+    words = " x ".join(map(str, shape))
+    if announced > min(path.stat().st_size * _LARGEST_RATIO, _LARGEST_VALUES):
+        raise ValueError(f"its header announces {words} values, more than such a file can hold")
+    values = bytearray()
+    while block := file.read(min(_BLOCK, announced + 1 - len(values))):
+        values += block
+    if len(values) > announced:
+        raise ValueError(f"it holds more values than {words}")
+    if len(values) < announced:
+        raise ValueError(f"it holds {len(values)} values instead of {words}")
+    return torch.frombuffer(values, dtype=torch.uint8).view(shape)

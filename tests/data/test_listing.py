@@ -114,6 +114,16 @@ def test_unreadable_table(tmp_path):
         read_table(tmp_path / "labels.csv", None)
 
 
+def test_table_that_is_no_text_or_no_file(tmp_path):
+    (tmp_path / "labels.csv").write_text("path,label\n" + "x" * 10**6)
+    with pytest.raises(InputError, match="16,384 characters or more"):
+        read_table(tmp_path / "labels.csv", None)
+    os.mkfifo(tmp_path / "pipe.csv")
+    for name in ("pipe.csv", "."):
+        with pytest.raises(InputError, match="is not a regular file"):
+            read_table(tmp_path / name, None)
+
+
 def test_splits_are_stratified_and_disjoint():
     files = entries(100) + entries(40, "b") + entries(3, "c")
     splits = assign_splits(files, SHARES, 0)

@@ -1,5 +1,9 @@
+import gzip
 import hashlib
+import os
 import pickle
+import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -8,6 +12,7 @@ import torchvision
 from helpers.idx_files import idx, write_idx_folder
 
 from lightconv.data import CIFAR10, MNIST, Digits, FashionMNIST
+from lightconv.data.mnist import read_idx
 from lightconv.errors import InputError
 from lightconv.preprocessing import Preprocessing
 
@@ -97,6 +102,68 @@ def test_damaged_files_are_kept(idx_folder, content, words):
     with pytest.raises(InputError, match=words):
         MNIST(idx_folder, validation=50).setup("fit")
     assert path.read_bytes() == content
+
+
+def header(*lengths, axes=None):
+    axes = len(lengths) if axes is None else axes
+    return bytes([0, 0, 8, axes]) + struct.pack(f">{len(lengths)}I", *lengths)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (header(*[0] * 255), "announces 255 axes"),
+        (header(axes=0), "announces 0 axes"),
+        (header(3, axes=3), "damaged"),
+        (header(2**31, 2**31, 4), "2147483648 x 2147483648 x 4 values, more than such a file can hold"),
+        (header(2**32 - 1, 2**32 - 1), "more than such a file can hold"),
+        (header(2, 3) + bytes(7), "holds more values than 2 x 3"),
+        (header(2, 3) + bytes(5), "holds 5 values instead of 2 x 3"),
+        (header(0), "damaged"),
+    ],
+)
+@pytest.mark.parametrize("gzipped", [False, True])
+def test_impossible_headers(tmp_path, content, words, gzipped):
+    path = tmp_path / ("x.gz" if gzipped else "x")
+    path.write_bytes(gzip.compress(content) if gzipped else content)
+    with pytest.raises(InputError, match=words) as error:
+        read_idx(path)
+    assert f"{path} is damaged" in str(error.value)
+
+
+@pytest.mark.parametrize("announced", [10, 2**31 + 1])
+def test_gzip_bomb_is_not_unpacked(tmp_path, announced):
+    with gzip.open(tmp_path / "x.gz", "wb", 1) as file:
+        file.write(header(announced))
+        for _ in range(8):
+            file.write(bytes(2**23))
+    tracemalloc.start()
+    with pytest.raises(InputError, match="more"):
+        read_idx(tmp_path / "x.gz")
+    assert tracemalloc.get_traced_memory()[1] < 2**21
+    tracemalloc.stop()
+
+
+def test_labels_in_place_of_images(idx_folder):
+    labels = (idx_folder / "train-labels-idx1-ubyte").read_bytes()
+    (idx_folder / "train-images-idx3-ubyte").write_bytes(labels)
+    with pytest.raises(InputError, match="train-images-idx3-ubyte has 1 axes instead of 3"):
+        MNIST(idx_folder).setup("fit")
+
+
+def test_cifar10_of_a_stranger_executes_nothing(tmp_path):
+    class Stranger:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for name in ("data_batch_1", "test_batch", "batches.meta"):
+        (folder / name).write_bytes(pickle.dumps(Stranger()))
+    for stage in ("fit", "test"):
+        with pytest.raises(InputError, match="torchvision checks every file"):
+            CIFAR10(folder).setup(stage)
+    assert not (tmp_path / "executed").exists()
 
 
 def test_truncated_gzip(tmp_path):

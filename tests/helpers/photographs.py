@@ -137,7 +137,7 @@ def _damage(data: bytes) -> bytes:
     return data[:middle] + bytes([data[middle] ^ 255]) + data[middle + 1 :]
 
 
-_UNKNOWN = "not an image, or of a kind that PIL does not read"
+_UNKNOWN = "not an image, or of a kind that is not read"
 
 # files that give no image: how to write them, and words of the reason expected
 BAD: dict[str, tuple[Writer, str]] = {
