@@ -26,9 +26,9 @@ _LISTED = 20  # bad files in the warning
 class ImageFolder(ImageData):
     """Image files as RGB squares, in splits that stay nearly the same if files are added or removed.
 
-    ``root`` has one sub-folder per class, with images at any depth. Or it has train/ and, optionally, val/ (or
-    validation/) and test/, each with one sub-folder per class. Missing validation and test splits are set apart from
-    the training images, each class in proportion, by a hash of file names; see
+    ``root`` has one sub-folder per class, with images at any depth. Or it has train/ and, optionally, val/ and test/,
+    by any of their usual names, each with one sub-folder per class; see ``lightconv.data.layout``. Missing validation
+    and test splits are set apart from the training images, each class in proportion, by a hash of file names; see
     ``lightconv.data.listing.assign_splits``.
 
     Every file is decoded once before training starts, whatever its suffix. Files that give no image are skipped, with a

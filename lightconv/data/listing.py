@@ -11,18 +11,11 @@ from typing import TextIO
 
 from PIL import Image
 
+from lightconv.data.layout import SPLITS, class_parts, find_parts, is_clutter, subfolders, unreadable
 from lightconv.errors import InputError
 
-SPLITS = {
-    "train": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-}
 _LONGEST_LINE = 2**14  # characters of a CSV; paths have at most 4,096
 _COLUMNS = ("path", "label", "split")
-_CLUTTER = {"thumbs.db", "desktop.ini", "__macosx"}  # besides names that begin with a dot
 
 
 @dataclass(frozen=True)
@@ -45,44 +38,35 @@ class Entry:
 def list_class_folders(root: Path) -> tuple[list[str], list[Entry]]:
     """List the files in sub-folders named after classes, at any depth.
 
-    The class folders lie in ``root``, or in its sub-folders train/, val/ and test/. Names that begin with a dot,
-    Thumbs.db and other clutter of operating systems are skipped.
+    The class folders lie in ``root``, or in its sub-folders for training, validation and test; see
+    ``lightconv.data.layout``. Or each class folder has such sub-folders. Names that begin with a dot, Thumbs.db and
+    other clutter of operating systems are skipped.
 
     Returns:
         Class names in alphabetical order, and the files.
 
     Raises:
-        InputError: If there are no class folders.
+        InputError: If there are no class folders, or folders could be splits as well as classes.
     """
     if not root.is_dir():
         raise InputError(f"{root} is no folder: set the folder of the class folders by data.root=FOLDER")
-    parts = [("train", root)]
-    place = str(root)
-    folders = _subfolders(root)
-    if folders and all(folder.name in SPLITS for folder in folders):
-        parts = [(SPLITS[folder.name], folder) for folder in folders]
-        place = ", ".join(map(str, folders))
+    parts = find_parts(root)
     names: set[str] = set()
     entries: list[Entry] = []
     for split, part in parts:
-        for folder in _subfolders(part):
+        for folder in subfolders(part):
             names.add(folder.name)
-            paths = walk_files(folder)
-            entries += [Entry(path.relative_to(root).as_posix(), path, folder.name, split) for path in paths]
+            inner = class_parts(folder) if len(parts) == 1 else [(split, folder)]
+            for class_split, place in inner:
+                paths = walk_files(place)
+                entries += [Entry(path.relative_to(root).as_posix(), path, folder.name, class_split) for path in paths]
     if not names:
+        places = ", ".join(str(part) for _, part in parts)
         raise InputError(
-            f"no sub-folders with the names of classes in {place}: put the images of each class into a folder, or the "
+            f"no sub-folders with the names of classes in {places}: put the images of each class into a folder, or the "
             "labels into a file, data.labels=FILE.csv"
         )
     return sorted(names), entries
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not _is_clutter(path.name))
-
-
-def _is_clutter(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _CLUTTER
 
 
 def walk_files(top: Path) -> Iterator[Path]:
@@ -91,20 +75,24 @@ def walk_files(top: Path) -> Iterator[Path]:
     Folders named like image files are yielded too, so that they are reported as bad files.
     """
     entered = {os.path.realpath(top)}
-    for folder, subfolders, names in os.walk(top, followlinks=True):
+    for folder, inner, names in os.walk(top, followlinks=True, onerror=_raise_unreadable):
         deeper = []
-        for name in sorted(subfolders):
+        for name in sorted(inner):
             real = os.path.realpath(os.path.join(folder, name))
             if Path(name).suffix.lower() in Image.registered_extensions():
                 names.append(name)
             # links may lead in a circle, so each real folder is entered once
-            elif not _is_clutter(name) and real not in entered:
+            elif not is_clutter(name) and real not in entered:
                 entered.add(real)
                 deeper.append(name)
-        subfolders[:] = deeper  # os.walk enters these
+        inner[:] = deeper  # os.walk enters these
         for name in sorted(names):
-            if not _is_clutter(name):
+            if not is_clutter(name):
                 yield Path(folder, name)
+
+
+def _raise_unreadable(error: OSError) -> None:
+    raise unreadable(error) from error
 
 
 def read_table(file: Path, root: Path | None) -> tuple[list[str], list[Entry]]:
@@ -129,9 +117,9 @@ def read_table(file: Path, root: Path | None) -> tuple[list[str], list[Entry]]:
         if absolute in lines:
             raise InputError(f"{file}, line {line}: {row['path']} is in line {lines[absolute]} already")
         lines[absolute] = line
-        split = row.get("split", "train")
+        split = row.get("split", "train").lower()
         if split not in SPLITS:
-            raise InputError(f"{file}, line {line}: unknown split {split!r}: choose one of {', '.join(SPLITS)}")
+            raise InputError(f"{file}, line {line}: unknown split {split!r}: choose train, val or test")
         entries.append(Entry(row["path"], path, row["label"], SPLITS[split]))
     if not entries:
         raise InputError(f"{file} lists no files: add a line with path and label for each image")

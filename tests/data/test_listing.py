@@ -5,7 +5,7 @@ import pytest
 from helpers.photographs import CLUTTER
 
 from lightconv.data.listing import Entry, assign_splits, list_class_folders, read_table
-from lightconv.errors import InputError
+from lightconv.errors import InputError, InputWarning
 
 SHARES = {"test": 0.15, "validation": 0.15}
 
@@ -51,7 +51,125 @@ def test_links_in_a_circle(tmp_path):
     assert [entry.name for entry in list_class_folders(tmp_path / "set")[1]] == ["a/1.jpg", "b/2.jpg"]
 
 
-@pytest.mark.parametrize("validation", ["val", "valid", "validation"])
+CLUTTERED = ["lost+found", "@eaDir", "$RECYCLE.BIN", "System Volume Information", ".ipynb_checkpoints", "#recycle"]
+
+
+@pytest.mark.parametrize("name", CLUTTERED)
+def test_folders_of_systems_are_no_classes(tmp_path, name):
+    touch(tmp_path, "a/1.jpg", "b/2.jpg", f"{name}/a/1.jpg", f"b/{name}/3.jpg")
+    classes, files = list_class_folders(tmp_path)
+    assert classes == ["a", "b"]
+    assert [entry.name for entry in files] == ["a/1.jpg", "b/2.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("Train", "Test"),
+        ("TRAIN", "TEST"),
+        ("Training", "Testing"),
+        ("training_set", "test_set"),
+        ("TrainingSet", "TestSet"),
+        ("trainset", "testset"),
+        ("train-images", "test-images"),
+        ("seg_train/seg_train", "seg_test/seg_test"),
+        ("asl_alphabet_train/asl_alphabet_train", "asl_alphabet_test/asl_alphabet_test"),
+        ("train/train", "test/test"),
+        ("train/images", "test/images"),
+        ("archive/data/train", "archive/data/test"),
+        ("photos/train", "photos/test"),
+        ("train2017", "test2017"),
+    ],
+)
+def test_published_layouts(tmp_path, train, test):
+    touch(tmp_path, f"{train}/cat/1.jpg", f"{train}/dog/2.jpg", f"{test}/cat/3.jpg", "README.md", "__MACOSX/x/1")
+    classes, files = list_class_folders(tmp_path)
+    assert classes == ["cat", "dog"]
+    assert [(entry.name, entry.label, entry.split) for entry in sorted(files, key=lambda entry: entry.path.name)] == [
+        (f"{train}/cat/1.jpg", "cat", "train"),
+        (f"{train}/dog/2.jpg", "dog", "train"),
+        (f"{test}/cat/3.jpg", "cat", "test"),
+    ]
+
+
+def test_splits_within_classes(tmp_path):
+    touch(tmp_path, "cat/train/1.jpg", "cat/test/2.jpg", "dog/Train/3.jpg", "dog/Val/4.jpg", "cow/5.jpg")
+    classes, files = list_class_folders(tmp_path)
+    assert classes == ["cat", "cow", "dog"]
+    found = {entry.path.name[0]: (entry.label, entry.split) for entry in files}
+    assert found == {
+        "1": ("cat", "train"), "2": ("cat", "test"), "3": ("dog", "train"), "4": ("dog", "validation"),
+        "5": ("cow", "train"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ("seg_pred/seg_pred/1.jpg", "seg_pred lies beside the splits seg_test, seg_train: its images are not used"),
+        ("notes/1.txt", "notes lies beside"),
+    ],
+)
+def test_folder_without_labels_beside_splits(tmp_path, other, words):
+    touch(tmp_path, "seg_train/cat/1.jpg", "seg_test/cat/2.jpg", other)
+    with pytest.warns(InputWarning, match=words):
+        assert list_class_folders(tmp_path)[0] == ["cat"]
+
+
+def test_test_folder_without_labels(tmp_path):
+    touch(tmp_path, "train/cat/1.jpg", "test/2.jpg")
+    with pytest.warns(InputWarning, match="test has no sub-folders with the names of classes: its images are not used"):
+        assert [entry.split for entry in list_class_folders(tmp_path)[1]] == ["train"]
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (["train/cat/1.jpg", "test/cat/2.jpg", "bus/deep/3.jpg"], "bus, which is none"),
+        (["cat/1.jpg", "dog/2.jpg", "Test/cat/3.jpg"], r"Test holds folders .* beside it \(cat\)"),
+        (["cat/train/good/1.jpg", "cat/test/good/2.jpg", "cat/ground_truth/bad/3.jpg"], "ground_truth, which is none"),
+    ],
+)
+def test_folders_that_could_be_splits_or_classes(tmp_path, files, words):
+    touch(tmp_path, *files)
+    with pytest.raises(InputError, match=words):
+        list_class_folders(tmp_path)
+
+
+@pytest.mark.parametrize("files", [["pets/cat/1.jpg", "pets/dog/1.jpg"], ["train/cat/1.jpg", "train/dog/1.jpg", "x/1"]])
+def test_class_that_looks_like_a_set(tmp_path, files):
+    touch(tmp_path, *files)
+    with pytest.warns(InputWarning, match="counts as one class; if its folders cat, dog are the classes"):
+        list_class_folders(tmp_path)
+
+
+@pytest.mark.parametrize("names", [["valid", "invalid"], ["train", "bus"], ["0", "1"], ["test tube", "train station"]])
+def test_classes_named_like_splits(tmp_path, names):
+    touch(tmp_path, *(f"{name}/1.jpg" for name in names))
+    assert list_class_folders(tmp_path)[0] == sorted(names)
+
+
+def test_links_to_a_folder_around(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/images").symlink_to(tmp_path)
+    assert list_class_folders(tmp_path)[0] == ["images"]
+
+
+def test_folder_that_cannot_be_read(tmp_path, monkeypatch):
+    touch(tmp_path, "cat/1.jpg", "dog/deep/1.jpg")
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("deep"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(InputError, match=r"dog/deep cannot be read \(Permission denied\)"):
+        list_class_folders(tmp_path)
+
+
+@pytest.mark.parametrize("validation", ["val", "valid", "validation", "dev", "VALIDATION", "val_set"])
 def test_split_folders(tmp_path, validation):
     touch(tmp_path, "train/a/1.jpg", "train/b/2.jpg", f"{validation}/a/3.jpg", "test/b/4.jpg")
     classes, files = list_class_folders(tmp_path)
@@ -97,7 +215,7 @@ def test_table_of_files_labels_and_splits(tmp_path):
         ("path,label\n1.jpg,a\n2.jpg,a,b\n", "line 3: fill exactly 2 cells"),
         ("path,label\n1.jpg\n", "line 2: fill exactly 2 cells"),
         ("path,label\n1.jpg,a\nx/../1.jpg,b\n", "line 3: x/../1.jpg is in line 2 already"),
-        ("path,label,split\n1.jpg,a,tset\n", "line 2: unknown split 'tset': choose one of train, val"),
+        ("path,label,split\n1.jpg,a,tset\n", "line 2: unknown split 'tset': choose train, val or test"),
         ('path,label\n"1.jpg,a\n', "cannot be read as a CSV"),
     ],
 )
