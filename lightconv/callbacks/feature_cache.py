@@ -1,6 +1,7 @@
 """Features of a frozen backbone, computed once instead of in every epoch."""
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -8,12 +9,13 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from jaxtyping import Float
+from lightning.pytorch.utilities import rank_zero_warn
 from rich.progress import track
 from torch import Tensor
 
 from lightconv.data import ImageData
 from lightconv.data.base import SplitName
-from lightconv.errors import InputError
+from lightconv.errors import InputError, InputWarning
 from lightconv.keyed_cache import CacheEntry
 from lightconv.models import Pretrained
 
@@ -41,6 +43,25 @@ class FeatureCache:
             raise InputError(f"copies={copies}: set it to the number of augmented copies of each image, or to null")
         self.directory = None if place == "memory" else Path(place).expanduser()
         self.copies = copies
+
+    def check(self) -> None:
+        """Check that the directory can be written, before there is anything to write.
+
+        Raises:
+            InputError: If it is a file, or writing is not permitted.
+        """
+        if self.directory is None:
+            return
+        place = self.directory
+        while not os.path.lexists(place):
+            place = place.parent
+        reason = "" if os.access(place, os.W_OK | os.X_OK) else "no permission, or a read-only disk"
+        if not place.is_dir():
+            reason = f"{place} is no directory"
+        if reason:
+            raise InputError(
+                f"finetune.cache={self.directory} cannot be written ({reason}): set another directory, or memory"
+            )
 
     def can_cache(self, network: Any, data: Any) -> bool:
         """Return True if features stay the same in every epoch.
@@ -96,14 +117,24 @@ class FeatureCache:
             return source.compute(show_progress)
         key = source.key()
         entry = CacheEntry(self.directory / f"{key[:24]}.features", key)
-        with entry.lock():
-            stored = entry.read()
-            if stored is None:
-                features = source.compute(show_progress)
-                notes = {"dtype": str(features.dtype).removeprefix("torch."), "shape": list(features.shape)}
-                entry.write([_byte_view(features)], notes)
+        features = None
+        stored = None
+        try:
+            with entry.lock():
                 stored = entry.read()
-        assert stored is not None
+                if stored is None:
+                    features = source.compute(show_progress)
+                    notes = {"dtype": str(features.dtype).removeprefix("torch."), "shape": list(features.shape)}
+                    entry.write([_byte_view(features)], notes)
+                    stored = entry.read()
+        except OSError as error:  # a full disk: what has been computed is not lost
+            rank_zero_warn(
+                f"{self.directory} cannot be written ({error.strerror or error}): features stay in memory, for this "
+                "run alone",
+                category=InputWarning,
+            )
+        if stored is None:
+            return source.compute(show_progress) if features is None else features
         # a tensor over the memory map: pages are read as batches need them
         flat = torch.frombuffer(stored.content, dtype=getattr(torch, stored.notes["dtype"]))
         return flat.view(stored.notes["shape"])
@@ -138,7 +169,12 @@ class _FeatureSource:
             disable=not (show_progress and self.trainer.is_global_zero),
         )
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
-            return torch.cat([self.network.features(images).cpu() for images, _ in progress])
+            parts = []
+            for images, _ in progress:
+                # bf16-true and other true precisions have weights of their type, as training batches have
+                converted = self.trainer.precision_plugin.convert_input(images)
+                parts.append(self.network.features(converted).cpu())
+            return torch.cat(parts)
 
     def key(self) -> str:
         """Return a SHA-256 digest of everything the features depend on."""

@@ -90,12 +90,14 @@ class FineTuning(L.Callback):
         self._rates: list[float] = []  # per parameter group, before any stage's factor
 
     def check(self, pl_module: L.LightningModule) -> None:
-        """Check that the stages match the module. Called at the start of a run.
+        """Check that the stages match the module, and that the cache can be written. Called at the start of a run.
 
         Raises:
-            InputError: If a name matches no module, if a stage counts more blocks than there are, or if depths are
-                needed and unknown.
+            InputError: If a name matches no module, if a stage counts more blocks than there are, if depths are needed
+                and unknown, or if the cache's directory cannot be written.
         """
+        if self.cache:
+            self.cache.check()
         network, blocks = self._network_and_blocks(pl_module)
         if self.decay != 1 and blocks is None:
             raise InputError(

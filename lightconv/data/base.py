@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 import lightning as L
 import torch
 from jaxtyping import Float, Int64, UInt8
+from lightning.pytorch.trainer.states import TrainerStatus
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.nn.functional import interpolate, one_hot
@@ -113,6 +114,10 @@ class ImageData(L.LightningDataModule):
             channels = max(self.image_shape[0], len(self.mean))
             self.image_shape = (channels, preprocessing.image_size, preprocessing.image_size)
         self._splits: dict[str, Split] = {}
+        self._forget_run()
+
+    def _forget_run(self) -> None:
+        """Start without the state of a former run; only the images stay."""
         self._training: Batches | None = None
         self._features: Mapping[str, Tensor] = {}
         self._loaders: list[tuple[str, Batches]] = []
@@ -155,8 +160,12 @@ class ImageData(L.LightningDataModule):
         return self._splits[name]
 
     def setup(self, stage: str) -> None:
-        """Read the splits of a stage. Missing or damaged files raise here, before training or testing starts."""
+        """Read the splits of a stage. Missing or damaged files raise here, before training or testing starts.
+
+        Training starts without the state of a former run: Lightning restores a checkpoint's state after this hook.
+        """
         if stage == "fit":
+            self._forget_run()
             self.split("train")
         if stage in {"fit", "validate"}:
             self.split("validation")
@@ -183,16 +192,23 @@ class ImageData(L.LightningDataModule):
 
     def train_dataloader(self) -> Batches:
         """Return shuffled, augmented batches."""
-        trainer = self.trainer
+        trainer = self._running_trainer
         options: dict[str, Any] = {"shuffle": True}
         if trainer is not None:
             # Lightning's overfit_batches repeats the same batches every epoch
             options["shuffle"] = not getattr(trainer, "overfit_batches", 0)
             options["epoch"] = lambda: trainer.current_epoch
         self._training = self._loader("train", augment=True, **options)
-        if self._position:
+        if trainer is not None and self._position:
             self._training.load_state_dict(self._position)
         return self._training
+
+    @property
+    def _running_trainer(self) -> L.Trainer | None:
+        # a Trainer stays attached when its run is over: its epoch stands still then
+        trainer = self.trainer
+        is_running = trainer is not None and trainer.state.status == TrainerStatus.RUNNING
+        return trainer if is_running else None
 
     def state_dict(self) -> dict[str, int]:
         """Return the position of training in its epoch, for Lightning's checkpoints.
@@ -280,7 +296,7 @@ class ImageData(L.LightningDataModule):
             epoch=epoch,
             mix=self.mix if augment and self.mixing else None,
         )
-        trainer = self.trainer
+        trainer = self._running_trainer
         if trainer is not None:
             batches.rank = trainer.global_rank
             batches.world_size = trainer.world_size

@@ -114,7 +114,7 @@ def _parse(name: str) -> tuple[str | None, str]:
 
 
 def _words(name: str) -> list[str]:
-    """Return the words of a name in lower case without numbers and "set": TrainSet, train_set and trainset give train."""
+    """Return the words of a name in lower case without numbers and "set": TrainSet and train_set give train."""
     words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+|[^\W\d_]", name)
     return [word.lower().removesuffix("set") for word in words]
 
@@ -160,7 +160,8 @@ def _check_ambiguous(root: Path) -> None:
             )
         within = [inner.name for inner in subfolders(folder)]
         if (split or len(folders) == 1) and len(within) > 1:
+            names = ", ".join(within)
             rank_zero_warn(
-                f"{folder} counts as one class; if its folders {', '.join(within)} are the classes, set it by data.root",
+                f"{folder} counts as one class; if its folders {names} are the classes, set it by data.root",
                 category=InputWarning,
             )

@@ -1,5 +1,7 @@
 """Cached features of a frozen backbone: computed once, equal to uncached ones, never stale, never damaged."""
 
+import os
+
 import lightning as L
 import pytest
 import torch
@@ -8,7 +10,7 @@ from helpers.trainers import SILENT
 import lightconv as lc
 from lightconv.callbacks.feature_cache import FeatureCache
 from lightconv.data import Augmentation, Digits, Mixing
-from lightconv.errors import InputError
+from lightconv.errors import InputError, InputWarning
 from lightconv.keyed_cache import CacheEntry
 from lightconv.models import Pretrained
 from lightconv.tasks import Classification
@@ -186,3 +188,37 @@ def test_settings_that_cannot_be_cached(tmp_path):
         L.Trainer(max_epochs=1, callbacks=callbacks, **SILENT).fit(Classification(model), loader)
     with pytest.raises(InputError, match="copies=0"):
         lc.FineTuning([HEAD], cache="memory", copies=0)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16-true", torch.bfloat16), ("64-true", torch.float64)])
+def test_true_precisions(tmp_path, precision, dtype):
+    for cache in ("memory", tmp_path, tmp_path):
+        model = network()
+        counter = Counter()
+        callbacks = [counter, lc.FineTuning([HEAD], cache=cache)]
+        settings = {**SILENT, "num_sanity_val_steps": 0, "precision": precision, "max_epochs": 1}
+        L.Trainer(callbacks=callbacks, **settings).fit(Classification(model), datamodule=digits(model))
+        assert counter.heads[0][0].dtype is dtype
+
+
+def test_cache_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("x")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(InputError, match=rf"finetune.cache={place} cannot be written \({tmp_path}/file is no dir"):
+            lc.FineTuning([HEAD], cache=place).check(Classification(network()))
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    with pytest.raises(InputError, match="no permission, or a read-only disk"):
+        lc.FineTuning([HEAD], cache=tmp_path / "new").check(Classification(network()))
+    assert not (tmp_path / "new").exists()
+
+
+def test_full_disk_loses_no_features(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    expected = train(network(), epochs=2, cache="memory")
+    monkeypatch.setattr(CacheEntry, "write", fail)
+    with pytest.warns(InputWarning, match=r"No space left on device\): features stay in memory, for this run alone"):
+        counter = train(network(), epochs=2, cache=tmp_path)
+    assert counter.seen == expected.seen
+    assert all(torch.equal(a, b) for a, b in zip(counter.heads[-1], expected.heads[-1], strict=True))
