@@ -13,6 +13,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # every room, from the ground up: a room imports itself and rooms before it
 ROOMS = [
     "_version",
+    "culprit",
     "deprecated",
     "errors",
     "files",

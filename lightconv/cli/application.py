@@ -19,7 +19,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from lightconv.cli import sweep
+from lightconv.cli import outputs, sweep
 from lightconv.cli.resolvers import register_resolvers
 from lightconv.cli.settings import quote_value
 from lightconv.errors import InputError, InputWarning
@@ -64,6 +64,7 @@ def launch(verb: str, overrides: list[str]) -> None:
         sys.exit(2)
     finally:  # after a failed job, too
         sweep.show_last()
+        outputs.remove_empty()
 
 
 def quote_revision(override: str) -> str:
@@ -108,14 +109,14 @@ def user_directory(arguments: list[str]) -> str | None:
 def input_mistake(error: BaseException) -> str | None:
     """Return the message for a mistake in the input; None if the error is a defect of the program.
 
-    An InputError is printed as it is, and the first cause is the most precise. Hydra's and OmegaConf's errors get
+    An InputError is printed as it is; the last one raised names the key. Hydra's and OmegaConf's errors get
     the list of keys known at that place.
     """
     # instantiate raises InputError from Hydra's error, which in turn has the real cause
     causes = [error]
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
-    for cause in reversed(causes):
+    for cause in causes:
         if isinstance(cause, InputError):
             return str(cause)
     if not isinstance(error, HydraException | OmegaConfBaseException):

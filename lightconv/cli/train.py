@@ -10,7 +10,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from lightconv.callbacks import FineTuning
 from lightconv.cli import tables
@@ -19,10 +19,13 @@ from lightconv.data import ImageData, ImageFolder
 from lightconv.errors import InputError
 from lightconv.operators.backend import use_backend
 from lightconv.runs import checkpoints, results
+from lightconv.runs.arguments import as_typed
 from lightconv.runs.build import build_data, build_task, build_trainer
 from lightconv.runs.configuration import load_config, override_config, with_classes, with_learning_rate
 from lightconv.runs.directory import check_unused, write_definition, write_json
 from lightconv.runs.learning_rate import find_learning_rate
+from lightconv.runs.monitors import check_monitors, check_objective
+from lightconv.runs.rehearsal import rehearse
 from lightconv.tasks import Classification
 from lightconv.tasks.schedules import check_scheduler
 
@@ -58,7 +61,8 @@ def train(config: DictConfig) -> float | None:
     directory = open_directory(resuming=resuming)
     config = read_config(config, directory, resuming=resuming)
     parts = build(config, directory)
-    check(parts)
+    check(parts, directory)
+    parts = search_learning_rate(parts, directory)
     checkpoint = start(parts, directory, resuming=resuming)
     seconds = fit(parts, checkpoint, directory)
     test(parts, directory)
@@ -66,7 +70,9 @@ def train(config: DictConfig) -> float | None:
 
 
 def open_directory(*, resuming: bool) -> Path:
-    """Return the directory of the run; a new run's must hold no run yet, and gets overrides.json.
+    """Return the directory of the run; a new run's must hold no run yet.
+
+    A job of a sweep gets overrides.json at once: the table names the settings of failed jobs, too.
 
     Raises:
         InputError: If a new run would overwrite another, or a multirun would resume one.
@@ -77,7 +83,8 @@ def open_directory(*, resuming: bool) -> Path:
     directory = Path(command.runtime.output_dir)
     if not resuming:
         check_unused(directory)
-        write_json(directory / "overrides.json", list(command.overrides.task))
+    if command.mode is RunMode.MULTIRUN:
+        write_overrides(directory)
     return directory
 
 
@@ -118,19 +125,27 @@ def check_settings(config: DictConfig) -> None:
     """Check settings whose mistakes would otherwise show late or never.
 
     Raises:
-        InputError: If the seed is not a whole number in range, or more than one process is asked for.
+        InputError: If the seed is not a whole number in range, if a switch is neither true nor false, or if more than
+            one process is asked for.
     """
-    if not isinstance(config.seed, int) or not 0 <= config.seed < 2**32:
-        raise InputError(f"seed={config.seed}: a seed is a whole number from 0 to {2**32 - 1}")
-    if config.trainer.devices not in {1, "1", "auto"}:
+    seed = config.seed
+    # bool is a subclass of int, and true is no number
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        raise InputError(f"seed={as_typed(seed)}: a seed is a whole number from 0 to {2**32 - 1}")
+    for name in ("channels_last", "find_lr"):
+        if config.get(name) not in {None, True, False}:
+            raise InputError(f"{name}={config[name]}: set true or false")
+    devices = config.trainer.devices
+    one_device = len(devices) == 1 if isinstance(devices, ListConfig) else devices in {1, "1", "auto"}
+    if not one_device:
         raise InputError(
-            f"trainer.devices={config.trainer.devices}: the command line trains in one process. For more, call "
+            f"trainer.devices={devices}: the command line trains in one process. For more, call "
             "lightning.Trainer on lightconv.tasks.Classification in a script of your own."
         )
 
 
 def build(config: DictConfig, directory: Path) -> Parts:
-    """Build network, data and Trainer, read the training images, and search for a learning rate if asked to.
+    """Build network, data and Trainer, and read the training images.
 
     Images are read here: missing files stop the command before the directory holds a run.
 
@@ -142,30 +157,48 @@ def build(config: DictConfig, directory: Path) -> Parts:
     data = build_data(config, task)
     data.prepare_data()
     data.setup("fit")
-    if config.get("find_lr"):
-        rate = find_learning_rate(config, data, directory)
-        print(f"learning rate found: {rate}")
-        config = with_learning_rate(config, rate)
-        # anew with that rate, as if it had been given
-        L.seed_everything(config.seed, workers=True, verbose=False)
-        task = build_task(config)
     return Parts(config, task, data, build_trainer(config, directory))
 
 
-def check(parts: Parts) -> None:
-    """Check that network, data and fine-tuning stages fit together, and set the network's example batch.
+def check(parts: Parts, directory: Path) -> None:
+    """Check that network, data, fine-tuning stages and callbacks fit together, and rehearse the first step.
+
+    Set the network's example batch, too.
 
     Raises:
-        InputError: If they do not fit.
+        InputError: If they do not fit, or if the run could not train.
     """
     parts.task.check_fit(parts.data)
     check_scheduler(parts.task.scheduler, parts.trainer)
     for callback in parts.trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, FineTuning):
             callback.check(parts.task)
+            check_scheduler(callback.scheduler, parts.trainer)
+    check_objective(parts.config.objective, parts.task)
+    check_monitors(parts.config, parts.trainer, parts.task)
+    rehearse(parts.config, parts.task, parts.data, directory)
     # (batch, c, h, w), read by the summary of layers
     batch = torch.zeros(parts.data.batch_size, *parts.data.image_shape)
     parts.task.example_input_array = parts.trainer.precision_plugin.convert_input(batch)
+
+
+def search_learning_rate(parts: Parts, directory: Path) -> Parts:
+    """Return the parts with the learning rate found by a range test, if the configuration asks for one.
+
+    Raises:
+        InputError: If no rate lets the loss fall.
+    """
+    config = parts.config
+    if not config.get("find_lr"):
+        return parts
+    rate = find_learning_rate(config, parts.data, directory)
+    print(f"learning rate found: {rate}")
+    config = with_learning_rate(config, rate)
+    # anew with that rate, as if it had been given
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    task = build_task(config)
+    task.example_input_array = parts.task.example_input_array
+    return Parts(config, task, parts.data, build_trainer(config, directory))
 
 
 def start(parts: Parts, directory: Path, *, resuming: bool) -> Path | None:
@@ -177,7 +210,7 @@ def start(parts: Parts, directory: Path, *, resuming: bool) -> Path | None:
 
 
 def claim(parts: Parts, directory: Path) -> None:
-    """Write the configuration and environment: from here on the directory holds a run.
+    """Write overrides, configuration and environment: from here on the directory holds a run.
 
     For a folder of images, write its class names into config.yaml, and the unreadable files into bad_files.json.
     """
@@ -186,7 +219,13 @@ def claim(parts: Parts, directory: Path) -> None:
         # the folder may change later, and the network's outputs must keep their names
         config = with_classes(config, parts.data.classes)
         write_json(directory / "bad_files.json", parts.data.bad_files)
+    write_overrides(directory)
     write_definition(directory, config)
+
+
+def write_overrides(directory: Path) -> None:
+    """Write the settings of this command as they were typed."""
+    write_json(directory / "overrides.json", list(HydraConfig.get().overrides.task))
 
 
 def resume_point(parts: Parts, directory: Path) -> Path | None:

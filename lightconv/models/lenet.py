@@ -55,9 +55,9 @@ class LeNet(nn.Module):
         # conv1 pads and keeps the side, conv2 takes 4 pixels off, each pooling halves it
         side = (image_size // 2 - 4) // 2
         if side < 1:
-            raise InputError(f"LeNet needs images of at least 12x12 pixels, not {image_size}x{image_size}")
+            raise InputError(f"image_size={image_size}: LeNet needs images of at least 12x12 pixels")
         if round(6 * width) < 1:
-            raise InputError(f"width {width} leaves LeNet without filters: choose 0.2 or more")
+            raise InputError(f"width={width} leaves LeNet without filters: choose 0.2 or more")
         self.classes = classes
         first, second, third, fourth = (round(size * width) for size in (6, 16, 120, 84))
         self.conv1 = block(channels, first, 5, padding=2, activation="relu", pool=2)

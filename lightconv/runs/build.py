@@ -1,5 +1,6 @@
 """Objects of a run built from its configuration: network, task, data and Trainer."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,13 @@ import lightning as L
 import torch
 from hydra.errors import InstantiationException
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from lightconv.callbacks import KernelSummary
+from lightconv.culprit import find_culprit
 from lightconv.data import ImageData
 from lightconv.errors import InputError
+from lightconv.runs.arguments import as_typed, check_arguments
 from lightconv.tasks import Classification
 
 
@@ -20,12 +23,58 @@ def instantiate(config: Any, *args: Any, **kwargs: Any) -> Any:
     """Build the object named by a configuration's ``_target_``. All of lightconv builds objects here.
 
     Raises:
-        InputError: If the target does not exist or refuses its arguments.
+        InputError: If the target does not exist, or refuses its arguments; the message names the key.
     """
+    if config is None:
+        return None
+    check_arguments(config)
     try:
         return hydra.utils.instantiate(config, *args, **kwargs)
     except InstantiationException as error:
-        raise InputError(str(error)) from error
+        raise InputError(describe_failure(config, error, *args, **kwargs)) from error
+
+
+def describe_failure(config: DictConfig, error: InstantiationException, *args: Any, **kwargs: Any) -> str:
+    """Return the message for a target that cannot be built: the key at fault, its value, and the reason.
+
+    Args:
+        config: configuration with the target.
+        error: Hydra's error.
+        *args: further arguments of the target.
+        **kwargs: further keyword arguments.
+    """
+    # OmegaConf has no public way to the path of a node
+    key = config._get_full_key(None)
+    place = re.search(r"^full_key: (.+)$", str(error), re.MULTILINE)
+    if place is not None and place[1] != key:
+        # a part of this configuration fails, such as data.augmentation
+        return describe_failure(OmegaConf.select(config._get_root(), place[1]), error)
+    cause = error.__cause__
+    if isinstance(cause, InputError):
+        return name_key(str(cause), config, key)
+    if not isinstance(cause, Exception) or str(error).startswith("Error locating"):
+        return str(error)
+
+    def build(settings: dict[str, Any]) -> Any:
+        return hydra.utils.instantiate({"_target_": config._target_, **settings}, *args, **kwargs)
+
+    settings = {str(name): config[name] for name in config if not str(name).startswith("_")}
+    culprit = find_culprit(build, settings, cause)
+    if culprit is not None:
+        key = f"{key}.{culprit}={as_typed(settings[culprit])}"
+    return f"{key}: {config._target_} refuses it: {cause}"
+
+
+def name_key(message: str, config: DictConfig, key: str) -> str:
+    """Return a message that begins with the name of an argument with the argument's key instead.
+
+    Example:
+        >>> config = OmegaConf.create({"task": {"views": "turn"}})
+        >>> name_key("views=turn: choose some of flip", config.task, "task")
+        'task.views=turn: choose some of flip'
+    """
+    name = message.split("=", 1)[0]
+    return f"{key}.{message}" if name in config else message
 
 
 def build_task(config: DictConfig) -> Classification:
@@ -52,6 +101,8 @@ def build_data(config: DictConfig, task: Classification) -> ImageData:
     partial = instantiate(config.data, _partial_=True)
     try:
         return partial(preprocessing=preprocessing)
+    except InputError as error:
+        raise InputError(name_key(str(error), config.data, "data")) from error
     except TypeError as error:
         raise InputError(f"data: {error}") from error
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, MetricCollection
 
 from lightconv.tasks.schedules import build_part, build_schedule, check_scheduler
 
@@ -35,6 +35,8 @@ class Task(L.LightningModule):
         - Output: (n, outputs)
     """
 
+    validation_metrics: MetricCollection
+
     def __init__(
         self,
         model: nn.Module,
@@ -51,6 +53,11 @@ class Task(L.LightningModule):
         self._learning_rate = 0.0
         self._predictions: list[Tensor] = []
         self._targets: list[Tensor] = []
+
+    @property
+    def figures(self) -> list[str]:
+        """Names of the figures logged while it trains, for callbacks that monitor one."""
+        return ["train/loss", "lr", "val/loss", *map(str, self.validation_metrics.keys())]
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the model's outputs."""

@@ -25,6 +25,8 @@ from lightconv.tasks.metrics import BalancedAccuracy
 
 Batch = tuple[Float[Tensor, "n ..."], Int64[Tensor, " n"]]
 View = Literal["flip", "vertical_flip"]
+# splits whose labels a stage needs; a test's files are read when the test starts
+_SPLITS = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",)}
 # (n, c, h, w) -> (n, c, h, w)
 VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
     "flip": lambda images: images.flip(3),
@@ -91,6 +93,8 @@ class Classification(Task):
         if classes is None:
             classes = getattr(model, "classes", 10)
         assert isinstance(classes, int)
+        if classes < 2:
+            raise InputError(f"classes={classes}: a network tells at least two classes apart")
         self.classes = classes
         self.label_smoothing = label_smoothing
         self.class_weights = class_weights
@@ -126,10 +130,13 @@ class Classification(Task):
         return log_probabilities.logsumexp(0) - math.log(len(all_views))
 
     def setup(self, stage: str) -> None:
-        """Check the model against the data and count the labels for balanced weights."""
+        """Check the model against the data and its labels, and count the labels for balanced weights."""
         data: Any = getattr(self.trainer, "datamodule", None)
         if hasattr(data, "image_shape") and hasattr(data, "classes"):
             self.check_fit(data)
+            for name in _SPLITS.get(stage, ()):
+                if hasattr(data, "split"):
+                    self.check_labels(data.split(name)[1], f"{type(data).__name__}'s {name} images")
         if stage == "fit" and self.class_weights == "balanced":
             self.balance_class_weights(data)
 
@@ -148,6 +155,25 @@ class Classification(Task):
         if classes != self.classes:
             raise InputError(
                 f"{name} has {classes} classes, but the task has {self.classes}: set task.classes={classes}"
+            )
+
+    def check_labels(self, labels: Int64[Tensor, " n"], owner: str) -> None:
+        """Check that every label is a class: on a GPU the first wrong one would end the process.
+
+        Args:
+            labels: classes of images.
+            owner: images in words, for the message.
+
+        Raises:
+            InputError: If there is no label, or if a label is negative or beyond the classes.
+        """
+        if not len(labels):
+            raise InputError(f"{owner}: there are none")
+        least, largest = int(labels.min()), int(labels.max())
+        if least < 0 or largest >= self.classes:
+            raise InputError(
+                f"{owner} have labels from {least} to {largest}, but those of {self.classes} classes are 0 to "
+                f"{self.classes - 1}: set model.classes={largest + 1} if there are that many, or correct the labels"
             )
 
     def balance_class_weights(self, data: Any) -> None:

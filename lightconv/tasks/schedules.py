@@ -1,6 +1,7 @@
 """Optimizers and learning-rate schedules of torch, completed with the length of the run."""
 
 import inspect
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -10,6 +11,7 @@ from lightning.pytorch.utilities.types import LRSchedulerConfigType
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
+from lightconv.culprit import find_culprit
 from lightconv.errors import InputError
 
 _LENGTH_ARGUMENTS = ("total_steps", "T_max", "total_iters")  # torch's names for the length of a whole schedule
@@ -30,7 +32,15 @@ def build_part(name: str, factory: Callable[..., Any], *args: Any, **kwargs: Any
     try:
         return factory(*args, **kwargs)
     except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise InputError(f"torch rejects the {name}'s arguments: {error}") from error
+        configured = factory.keywords if isinstance(factory, partial) else {}
+
+        def build(settings: dict[str, Any]) -> Any:
+            assert isinstance(factory, partial)
+            return factory.func(*args, **{**settings, **kwargs})
+
+        culprit = find_culprit(build, configured, error)
+        key = "" if culprit is None else f"{name}.{culprit}={configured[culprit]}: "
+        raise InputError(f"{key}torch rejects the {name}'s arguments: {error}") from error
 
 
 def check_scheduler(factory: Callable[..., LRScheduler] | None, trainer: L.Trainer) -> None:
@@ -52,6 +62,20 @@ def check_scheduler(factory: Callable[..., LRScheduler] | None, trainer: L.Train
         )
 
 
+def _check_length(steps: float) -> None:
+    """Check the number of steps of a run that a schedule spans.
+
+    Raises:
+        InputError: If it is unknown or there are none.
+    """
+    if not 0 < steps < math.inf:
+        number = "any number of" if steps == math.inf else "no"
+        raise InputError(
+            f"the scheduler spans the whole run, and this run has {number} steps: set trainer.max_epochs or "
+            "trainer.max_steps, and trainer.limit_train_batches above 0, or choose scheduler=none"
+        )
+
+
 def build_schedule(
     optimizer: Optimizer,
     factory: Callable[..., LRScheduler],
@@ -70,7 +94,7 @@ def build_schedule(
         epochs_per_validation: number of epochs between validations; ReduceLROnPlateau moves after each validation.
 
     Raises:
-        InputError: If torch rejects the arguments.
+        InputError: If torch rejects the arguments, or if the schedule ends before the run.
     """
     configured = factory.keywords if isinstance(factory, partial) else {}
     accepted = inspect.signature(factory).parameters
@@ -79,7 +103,14 @@ def build_schedule(
     if "epochs" not in configured:
         missing = [name for name in _LENGTH_ARGUMENTS if name in accepted and name not in configured]
         length = dict.fromkeys(missing[:1], steps)
+    if length:
+        _check_length(steps)
     scheduler = build_part("scheduler", factory, optimizer, **length)
+    if isinstance(scheduler, OneCycleLR) and scheduler.total_steps < steps < math.inf:
+        raise InputError(
+            f"scheduler.total_steps={scheduler.total_steps}: the run has {steps} steps, and one cycle ends before. Set "
+            f"scheduler.total_steps to at least {steps}, or leave it out"
+        )
     moves_every_step = bool(length) or isinstance(scheduler, OneCycleLR | CyclicLR)
     config: LRSchedulerConfigType = {"scheduler": scheduler, "interval": "step" if moves_every_step else "epoch"}
     if isinstance(scheduler, ReduceLROnPlateau):

@@ -60,7 +60,7 @@ def test_injected_block():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [({"image_size": 8}, "at least 12x12"), ({"width": 0.05}, "width 0.05")]
+    ("arguments", "message"), [({"image_size": 8}, "at least 12x12"), ({"width": 0.05}, "width=0.05")]
 )
 def test_impossible_sizes(arguments, message):
     with pytest.raises(InputError, match=message):
