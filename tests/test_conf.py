@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from lightconv.cli.application import config_directory
 from lightconv.runs.build import build_data, build_task, build_trainer
+from lightconv.runs.model_settings import complete_model
 
 FILES = sorted(str(p.relative_to(config_directory())) for p in config_directory().rglob("*.yaml"))
 CHOICES = [Path(file).with_suffix("") for file in FILES if "/" in file]
@@ -52,7 +53,7 @@ def test_composes_and_builds(choice, tmp_path):
             (tmp_path / name).mkdir()
     if choice == Path("model/pretrained"):  # its weights would be downloaded
         overrides += ["model.weights=none"]
-    config = composed(overrides, tmp_path)
+    config = complete_model(composed(overrides, tmp_path))
     task, trainer = build_task(config), build_trainer(config, tmp_path)
     data = build_data(config, task)
     assert len(data.classes) == task.classes

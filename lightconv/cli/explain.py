@@ -13,6 +13,7 @@ from lightconv.cli.settings import check_integer, tensor_format
 from lightconv.errors import InputError
 from lightconv.operators.backend import use_backend
 from lightconv.runs.build import instantiate
+from lightconv.runs.model_settings import complete_model
 from lightconv.surgery import Explanation
 from lightconv.surgery import explain as explain_model
 
@@ -28,6 +29,7 @@ def explain(config: DictConfig) -> None:
             f"what={config.what}: lightconv explain is about the layers of a network. Draw augmented training images "
             "with lightconv gallery"
         )
+    config = complete_model(config)
     layout = tensor_format(config)
     check_integer(config, "batch_size")
     check_integer(config, "channels")

@@ -24,6 +24,7 @@ from lightconv.runs.build import build_data, build_task, build_trainer
 from lightconv.runs.configuration import load_config, override_config, with_classes, with_learning_rate
 from lightconv.runs.directory import check_unused, write_definition, write_json
 from lightconv.runs.learning_rate import find_learning_rate
+from lightconv.runs.model_settings import complete_model
 from lightconv.runs.monitors import check_monitors, check_objective
 from lightconv.runs.rehearsal import rehearse
 from lightconv.tasks import Classification
@@ -153,6 +154,7 @@ def build(config: DictConfig, directory: Path) -> Parts:
         InputError: If a part refuses its settings, or files are missing.
     """
     L.seed_everything(config.seed, workers=True, verbose=False)
+    config = complete_model(config)
     task = build_task(config)
     data = build_data(config, task)
     data.prepare_data()

@@ -13,7 +13,7 @@ from platformdirs import user_cache_path
 from lightconv.data.base import SPLIT_NAMES, ImageData, Split, SplitName, Stage
 from lightconv.data.decoding import FITS, Fit
 from lightconv.data.disk import cache_on_disk
-from lightconv.data.listing import Entry, assign_splits, list_class_folders, read_table
+from lightconv.data.listing import Entry, assign_splits, list_class_folders, list_classes, read_table
 from lightconv.data.stored import BadRows, Decoder, ReadRows, StoredImages, cache_in_memory, decode_every_time
 from lightconv.errors import InputError, InputWarning
 
@@ -143,8 +143,17 @@ class ImageFolder(ImageData):
 
     @property
     def classes(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Class names in the order of their labels."""
-        return self.listing[0] if self._classes is None else self._classes
+        """Class names in the order of their labels; folders are not searched for files yet."""
+        if self._classes is not None:
+            return self._classes
+        if self.labels or self.root is None:
+            return self.listing[0]
+        return self._class_folders
+
+    @cached_property
+    def _class_folders(self) -> tuple[str, ...]:
+        assert self.root
+        return tuple(list_classes(self.root))
 
     @property
     def _source(self) -> Path | None:

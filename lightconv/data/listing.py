@@ -48,9 +48,7 @@ def list_class_folders(root: Path) -> tuple[list[str], list[Entry]]:
     Raises:
         InputError: If there are no class folders, or folders could be splits as well as classes.
     """
-    if not root.is_dir():
-        raise InputError(f"{root} is no folder: set the folder of the class folders by data.root=FOLDER")
-    parts = find_parts(root)
+    parts = _find_classes(root)
     names: set[str] = set()
     entries: list[Entry] = []
     for split, part in parts:
@@ -60,13 +58,26 @@ def list_class_folders(root: Path) -> tuple[list[str], list[Entry]]:
             for class_split, place in inner:
                 paths = walk_files(place)
                 entries += [Entry(path.relative_to(root).as_posix(), path, folder.name, class_split) for path in paths]
-    if not names:
+    return sorted(names), entries
+
+
+def list_classes(root: Path) -> list[str]:
+    """List the class names of `list_class_folders` without looking for files."""
+    return sorted({folder.name for _, part in _find_classes(root) for folder in subfolders(part)})
+
+
+def _find_classes(root: Path) -> list[tuple[str, Path]]:
+    """Return split and folder of each part of an image set; one of them at least holds class folders."""
+    if not root.is_dir():
+        raise InputError(f"{root} is no folder: set the folder of the class folders by data.root=FOLDER")
+    parts = find_parts(root)
+    if not any(subfolders(part) for _, part in parts):
         places = ", ".join(str(part) for _, part in parts)
         raise InputError(
             f"no sub-folders with the names of classes in {places}: put the images of each class into a folder, or the "
             "labels into a file, data.labels=FILE.csv"
         )
-    return sorted(names), entries
+    return parts
 
 
 def walk_files(top: Path) -> Iterator[Path]:

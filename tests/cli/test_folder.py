@@ -38,6 +38,45 @@ def test_bad_files_are_named_and_left_out(lightconv, photographs):
     assert OmegaConf.load("runs/mine/config.yaml").data.classes == ["flower", "temple"]
 
 
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ((), {"classes": 2, "channels": 3, "image_size": 64}),
+        (("data.image_size=32",), {"classes": 2, "channels": 3, "image_size": 32}),
+        (
+            ("model=pretrained", "model.backbone=timm/test_efficientnet", "model.weights=none"),
+            {"classes": 2, "channels": 3, "image_size": None},
+        ),
+    ],
+)
+def test_network_of_the_folders_classes_and_sizes(lightconv, tmp_path, settings, expected):
+    write_photographs(tmp_path / "images", 8)
+    lightconv(
+        "train", "data=folder", "data.root=images", *settings, "trainer.max_epochs=1",
+        "trainer.enable_progress_bar=false", "hydra.run.dir=runs/mine",
+    )  # fmt: skip
+    config = OmegaConf.load("runs/mine/config.yaml")
+    assert {name: config.model[name] for name in expected} == expected
+    assert config.task.classes == 2
+    lightconv("evaluate", "run=runs/mine")
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("model.channels=1", "LeNet cannot take ImageFolder's images of 3 x 64 x 64"),
+        ("model.image_size=32", "Set model.channels and model.image_size to the images' own"),
+        ("model.classes=3", "set model.classes=2"),
+        ("model._target_=lightconv.models.LeNett", "LeNett"),
+    ],
+)
+def test_network_that_contradicts_the_folder(lightconv, mistake, tmp_path, setting, words):
+    write_photographs(tmp_path / "images", 8)
+    message = mistake(lightconv, "train", "data=folder", "data.root=images", setting, "hydra.run.dir=runs/mine")
+    assert words in message
+    assert not Path("runs/mine/config.yaml").exists()
+
+
 def test_run_keeps_its_classes(lightconv, mistake, photographs):
     lightconv("train", *SETTINGS, "trainer.max_epochs=2")
     shutil.rmtree(photographs / "flower")  # what is left has to keep the second output

@@ -39,8 +39,10 @@ def bench(config: DictConfig) -> None:
     # checked before anything is measured: measuring takes minutes
     output = _output(config)
     # imported here: the libraries of a comparison take seconds to load
+    from lightconv.runs.model_settings import complete_model  # noqa: PLC0415
+
     module = importlib.import_module(f"{__name__}.{config.what}")
-    report: Report = getattr(module, config.what)(config)
+    report: Report = getattr(module, config.what)(complete_model(config))
     report.show()
     if output is not None:
         report.write(output)
