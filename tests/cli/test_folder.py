@@ -104,7 +104,7 @@ def test_resume_from_images_on_disk(lightconv, photographs):
         (["data.root=nowhere"], ["nowhere is no folder"]),
         (["data.on_error=raise"], ["photographs/flower/", "data.on_error=skip"]),
         (["model.classes=3"], ["ImageFolder has 2 classes", "model.classes=2"]),
-        (["data.cache=ram"], ["choose one of memory, disk, none"]),
+        (["data.cache=ram"], ["data.cache=ram", "memory, disk or none"]),
         (["data.labels=labels.csv"], ["labels.csv cannot be read"]),
     ],
 )
