@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     )
     from lightconv.autotune import tune
     from lightconv.callbacks import FineTuning, KernelPrecision, KernelSummary, KernelSwap
-    from lightconv.errors import InputError, InputWarning
+    from lightconv.errors import InputError, InputWarning, NonFiniteLossError
     from lightconv.operators.backend import use_backend
     from lightconv.preprocessing import Preprocessing
     from lightconv.runs import open_run
@@ -54,6 +54,7 @@ _NAMES = {
     "KernelPrecision": "lightconv.callbacks",
     "KernelSummary": "lightconv.callbacks",
     "KernelSwap": "lightconv.callbacks",
+    "NonFiniteLossError": "lightconv.errors",
     "Preprocessing": "lightconv.preprocessing",
     "explain": "lightconv.surgery",
     "fuse": "lightconv.surgery",
@@ -72,6 +73,7 @@ __all__ = [
     "KernelPrecision",
     "KernelSummary",
     "KernelSwap",
+    "NonFiniteLossError",
     "Preprocessing",
     "__version__",
     "analysis",

@@ -1,6 +1,6 @@
-"""The exception and the warning about a user's input."""
+"""Errors and warnings: about a user's input, and about a training run that came to nothing."""
 
-__all__ = ["InputError", "InputWarning"]
+__all__ = ["InputError", "InputWarning", "NonFiniteLossError"]
 
 
 class InputError(ValueError):
@@ -28,4 +28,16 @@ class InputWarning(UserWarning):
         >>> import warnings
         >>> import lightconv as lc
         >>> warnings.filterwarnings("error", category=lc.InputWarning)  # stop instead
+    """
+
+
+class NonFiniteLossError(RuntimeError):
+    """Training loss that is NaN or infinite. The message names the step, the last good checkpoint and the remedy.
+
+    The command line prints the message without a traceback and exits with status 1.
+
+    Example:
+        >>> import lightconv as lc
+        >>> issubclass(lc.NonFiniteLossError, RuntimeError)
+        True
     """

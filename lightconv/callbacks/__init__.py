@@ -2,6 +2,7 @@
 
 from lightconv.callbacks.early_stop import EarlyStop
 from lightconv.callbacks.fine_tuning import FineTuning
+from lightconv.callbacks.finite_loss import FiniteLoss
 from lightconv.callbacks.graceful_stop import GracefulStop
 from lightconv.callbacks.kernel_summary import KernelSummary
 from lightconv.callbacks.kernel_swap import KernelPrecision, KernelSwap
@@ -12,6 +13,7 @@ from lightconv.callbacks.weight_average import WeightAverage
 __all__ = [
     "EarlyStop",
     "FineTuning",
+    "FiniteLoss",
     "GracefulStop",
     "KernelPrecision",
     "KernelSummary",

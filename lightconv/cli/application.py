@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lightconv.cli import outputs, sweep
 from lightconv.cli.resolvers import register_resolvers
 from lightconv.cli.settings import quote_value
-from lightconv.errors import InputError, InputWarning
+from lightconv.errors import InputError, InputWarning, NonFiniteLossError
 from lightconv.operators import backend
 
 
@@ -36,7 +36,8 @@ def config_directory() -> Path:
 def launch(verb: str, overrides: list[str]) -> None:
     """Compose conf/<verb>.yaml with the overrides and call the verb's function, once per job of a sweep.
 
-    Exit with status 2 and a message if the input is at fault, with status 143 after SIGTERM.
+    Exit with a message and status 2 if the input is at fault, with status 1 if the training loss is NaN or infinite,
+    with status 143 after SIGTERM.
 
     Args:
         verb: name of the verb.
@@ -62,6 +63,9 @@ def launch(verb: str, overrides: list[str]) -> None:
             raise
         print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
+    except NonFiniteLossError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
     finally:  # after a failed job, too
         sweep.show_last()
         outputs.remove_empty()

@@ -75,6 +75,9 @@ def _read_job(job: Path) -> Row:
         for name in _FIGURES:
             if name in figures:
                 row[name] = figures[name]
+        if "stopped" in figures and "test/accuracy" not in figures:
+            # a loss of NaN before any checkpoint
+            row["test/accuracy"] = "failed"
     else:
         # metrics.json is the last file of a run: without it the job failed or was stopped
         row["test/accuracy"] = "failed"

@@ -3,7 +3,7 @@
 import shlex
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
@@ -16,7 +16,7 @@ from lightconv.callbacks import FineTuning
 from lightconv.cli import tables
 from lightconv.cli.settings import quote_value
 from lightconv.data import ImageData, ImageFolder
-from lightconv.errors import InputError
+from lightconv.errors import InputError, NonFiniteLossError
 from lightconv.operators.backend import use_backend
 from lightconv.runs import checkpoints, results
 from lightconv.runs.arguments import as_typed
@@ -57,6 +57,7 @@ def train(config: DictConfig) -> float | None:
 
     Raises:
         InputError: If the configuration does not make a run.
+        NonFiniteLossError: If the training loss becomes NaN or infinite.
     """
     resuming = config.resume is not None
     directory = open_directory(resuming=resuming)
@@ -65,9 +66,13 @@ def train(config: DictConfig) -> float | None:
     check(parts, directory)
     parts = search_learning_rate(parts, directory)
     checkpoint = start(parts, directory, resuming=resuming)
-    seconds = fit(parts, checkpoint, directory)
+    try:
+        seconds = fit(parts, checkpoint, directory)
+    except NonFiniteLossError as error:
+        write_stopped_results(parts, str(error), directory)
+        raise
     test(parts, directory)
-    return write_results(parts, seconds, directory)
+    return write_results(parts, {"seconds": round(seconds, 3)}, directory)
 
 
 def open_directory(*, resuming: bool) -> Path:
@@ -277,15 +282,36 @@ def test(parts: Parts, directory: Path) -> None:
         parts.trainer.test(parts.task, parts.data, verbose=False)
 
 
-def write_results(parts: Parts, seconds: float, directory: Path) -> float | None:
+def write_stopped_results(parts: Parts, reason: str, directory: Path) -> None:
+    """Write the results of a run that a loss of NaN has stopped: those of its best weights, if any were kept.
+
+    Args:
+        parts: objects of the run.
+        reason: message of the error, kept in metrics.json.
+        directory: directory of the run.
+    """
+    if (directory / "checkpoints" / "best.ckpt").is_file():
+        test(parts, directory)
+        write_results(parts, {"stopped": reason}, directory)
+        return
+    figures = {"epochs": parts.trainer.current_epoch, "seed": parts.config.seed, "stopped": reason}
+    write_json(directory / "metrics.json", figures)
+
+
+def write_results(parts: Parts, facts: dict[str, Any], directory: Path) -> float | None:
     """Write weights, figures and pictures, and print the tables.
+
+    Args:
+        parts: objects of the run.
+        facts: further entries of metrics.json.
+        directory: directory of the run.
 
     Returns:
         The figure named by ``objective``; None if there is none.
     """
     config, task, data, trainer = parts
     figures = results.run_figures(trainer, task, directory)
-    figures |= {"seconds": round(seconds, 3), "seed": config.seed}
+    figures |= {**facts, "seed": config.seed}
     results.write_results(directory, task, data, figures)
     if task.class_results:  # empty if testing was turned off
         tables.show_classes(data.classes, task.class_results)
