@@ -92,6 +92,16 @@ def load_weights(task: Classification, path: Path) -> None:
         raise InputError(f"{path} does not hold the weights of this {type(task.model).__name__}: {error}") from error
 
 
+def read_validation(path: Path) -> dict[str, float]:
+    """Return the validation figures of a checkpoint's weights; empty if an earlier version wrote it.
+
+    Raises:
+        InputError: If the file is damaged.
+    """
+    figures: dict[str, float] = read_checkpoint(path, mmap=True).get("validation", {})
+    return figures
+
+
 def save_weights(model: nn.Module, path: Path) -> None:
     """Write a network's state dict for plain torch: tensors on the CPU, contiguous."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}

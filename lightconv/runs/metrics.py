@@ -119,7 +119,7 @@ def _parse_row(cells: dict[str, str]) -> Row:
 
 
 def best_validation(rows: Sequence[Row]) -> Row:
-    """Return the validation figures of the epoch with the lowest validation loss; its weights are tested.
+    """Return the validation figures of the epoch with the lowest validation loss.
 
     Args:
         rows: rows of metrics.csv.
@@ -130,8 +130,17 @@ def best_validation(rows: Sequence[Row]) -> Row:
     validated = [row for row in rows if "val/loss" in row]
     if not validated:
         return {}
-    best = min(validated, key=lambda row: row["val/loss"])
-    return {name: value for name, value in best.items() if name.startswith("val/")}
+    return _validation_of(min(validated, key=lambda row: row["val/loss"]))
+
+
+def last_validation(rows: Sequence[Row]) -> Row:
+    """Return the figures named ``val/...`` of the last epoch that was validated; empty if none was."""
+    validated = [row for row in rows if "val/loss" in row]
+    return _validation_of(validated[-1]) if validated else {}
+
+
+def _validation_of(row: Row) -> Row:
+    return {name: value for name, value in row.items() if name.startswith("val/")}
 
 
 def tensorboard_if_installed(save_dir: str | Path) -> TensorBoardLogger | None:

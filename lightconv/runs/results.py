@@ -8,9 +8,9 @@ import lightning as L
 
 from lightconv import visualize
 from lightconv.data import ImageData
-from lightconv.runs.checkpoints import save_weights
+from lightconv.runs.checkpoints import read_validation, save_weights
 from lightconv.runs.directory import write_json
-from lightconv.runs.metrics import best_validation, read_metrics
+from lightconv.runs.metrics import best_validation, last_validation, read_metrics
 from lightconv.tasks import Classification
 
 
@@ -29,17 +29,28 @@ def run_figures(trainer: L.Trainer, task: Classification, directory: Path) -> di
         directory: directory of the run, with metrics.csv.
 
     Returns:
-        ``val/...`` of the best epoch, ``test/...``, and the number of parameters and epochs.
+        ``val/...`` of the weights that were tested, ``test/...``, and the number of parameters and epochs.
     """
-    figures: dict[str, float] = {}
-    for name, value in best_validation(read_metrics(directory / "metrics.csv")).items():
-        figures[name] = float(value)  # of the epoch whose weights were tested
+    figures = tested_validation(directory)
     for name, metric in trainer.callback_metrics.items():
         if name.startswith("test/"):
             figures[name] = metric.item()
     figures["parameters"] = sum(parameter.numel() for parameter in task.model.parameters())
     figures["epochs"] = trainer.current_epoch
     return figures
+
+
+def tested_validation(directory: Path) -> dict[str, float]:
+    """Return the validation figures of the weights that a run tests.
+
+    An epoch may have several validations, and metrics.csv has a row per epoch: best.ckpt knows its own figures.
+    """
+    rows = read_metrics(directory / "metrics.csv")
+    best = directory / "checkpoints" / "best.ckpt"
+    if not best.is_file():
+        return last_validation(rows)
+    # a checkpoint of an earlier version has no figures
+    return read_validation(best) or best_validation(rows)
 
 
 def class_figures(task: Classification, classes: Sequence[str]) -> dict[str, dict[str, float]]:

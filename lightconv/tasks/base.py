@@ -103,8 +103,13 @@ class Task(L.LightningModule):
         self.log_dict({"train/loss": loss, "lr": self._learning_rate}, sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the epoch's sum of losses so far."""
+        """Store the epoch's sum of losses so far, and the last validation's figures, those of these weights."""
         checkpoint["epoch_so_far"] = {**vars(self._training_loss), "lr": self._learning_rate}
+        figures = {}
+        for name, value in self.trainer.callback_metrics.items():
+            if name.startswith("val/"):
+                figures[name] = value.item()
+        checkpoint["validation"] = figures
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue the sum of losses of an interrupted epoch."""
