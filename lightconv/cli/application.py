@@ -24,6 +24,7 @@ from lightconv.cli.resolvers import register_resolvers
 from lightconv.cli.settings import quote_value
 from lightconv.errors import InputError, InputWarning, NonFiniteLossError
 from lightconv.operators import backend
+from lightconv.text import printable
 
 
 def config_directory() -> Path:
@@ -61,7 +62,7 @@ def launch(verb: str, overrides: list[str]) -> None:
         message = input_mistake(error)
         if message is None:
             raise
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {printable(message)}", file=sys.stderr)
         sys.exit(2)
     except NonFiniteLossError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -152,5 +153,5 @@ def quiet() -> None:
 def _format_warning(others: Callable[..., str], message: Any, category: type[Warning], *place: Any) -> str:
     """Format an InputWarning as one line; leave all other warnings to ``others``."""
     if issubclass(category, InputWarning):
-        return f"warning: {message}\n"
+        return f"warning: {printable(str(message))}\n"
     return others(message, category, *place)

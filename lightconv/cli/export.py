@@ -17,6 +17,7 @@ from lightconv.operators.backend import use_backend
 from lightconv.runs import Run, results
 from lightconv.runs.configuration import load_config, replace_settings
 from lightconv.runs.directory import existing_run
+from lightconv.text import printable
 
 _PACKAGES = {"pt2": (), "onnx": ("onnx", "onnxscript", "onnxruntime")}  # needed by each format
 _BATCH_SIZES = (1, 2, 7, 64)
@@ -48,7 +49,7 @@ def export(config: DictConfig) -> None:
         rows = write_files(run.network, images, [output / f"model.{name}" for name in formats])
     tables.show_rows(results.run_title(run.task, run.data), rows)
     print(describe_input(run.data))
-    print(f"gives the logits of {', '.join(run.classes)}")
+    print(f"gives the logits of {', '.join(map(printable, run.classes))}")
 
 
 def check_formats(formats: list[str]) -> None:

@@ -61,7 +61,7 @@ def find_parts(root: Path) -> list[tuple[str, Path]]:
     root = _unwrap(root)
     splits, others = split_folders(root)
     if not splits:
-        _check_ambiguous(root)
+        check_ambiguous(root)
         return [("train", root)]
     _check_others(root, splits, others)
     parts = []
@@ -146,7 +146,7 @@ def _check_others(root: Path, splits: dict[Path, str], others: list[Path]) -> No
             )
 
 
-def _check_ambiguous(root: Path) -> None:
+def check_ambiguous(root: Path) -> None:
     """Raise if a folder with the name of a split holds classes that lie beside it, too."""
     folders = subfolders(root)
     classes = {folder.name for folder in folders}

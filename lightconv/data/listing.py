@@ -147,7 +147,7 @@ def read_rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
         if file.exists() and not file.is_file():  # opening a pipe would wait forever
             raise InputError(f"{file} is not a regular file: data.labels=FILE.csv names a CSV")
         with file.open(encoding="utf-8-sig", newline="") as content:  # spreadsheets write a byte order mark
-            reader = csv.DictReader(_read_lines(content), strict=True)
+            reader = csv.DictReader(read_lines(content), strict=True)
             columns = reader.fieldnames or []
             if sorted(columns) not in (["label", "path"], sorted(_COLUMNS)):
                 listed = ", ".join(map(repr, columns)) or "none"
@@ -163,7 +163,7 @@ def read_rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
         raise InputError(f"{file} cannot be read as a CSV in UTF-8: {error}") from error
 
 
-def _read_lines(content: TextIO) -> Iterator[str]:
+def read_lines(content: TextIO) -> Iterator[str]:
     """Yield the lines of a file, without reading one of any length into memory."""
     while line := content.readline(_LONGEST_LINE):
         if len(line) == _LONGEST_LINE:

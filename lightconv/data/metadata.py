@@ -23,31 +23,32 @@ def without_metadata(path: Path) -> bytes | None:
             return None
         content = file.read()
     if content.startswith(_PNG):
-        return _PNG + b"".join(_png_chunks(content))
+        return _PNG + b"".join(png_chunks(content))
     if content.startswith(_JPEG):
-        return _JPEG + b"".join(_jpeg_segments(content))
+        return _JPEG + b"".join(jpeg_segments(content))
     return None
 
 
-def _png_chunks(content: bytes) -> Iterator[bytes]:
-    """Yield the chunks that pixels depend on, and everything from a damaged one on."""
+def png_chunks(content: bytes) -> Iterator[bytes]:
+    """Yield the chunks of a PNG file that pixels depend on, up to a truncated one."""
     start = len(_PNG)
     while start + 12 <= len(content):
         (length,) = struct.unpack_from(">I", content, start)
         end = start + 12 + length
         kind = content[start + 4 : start + 8]
         # ancillary chunks have a small first letter; transparency is the one that pixels depend on
-        if kind[:1].isupper() or (kind == b"tRNS" and _crc_is_right(content[start:end])):
+        if kind[:1].isupper() or (kind == b"tRNS" and has_right_checksum(content[start:end])):
             yield content[start:end]
         start = end
 
 
-def _crc_is_right(chunk: bytes) -> bool:
+def has_right_checksum(chunk: bytes) -> bool:
+    """Return True if the last four bytes of a PNG chunk are its checksum."""
     return struct.pack(">I", zlib.crc32(chunk[4:-4])) == chunk[-4:]
 
 
-def _jpeg_segments(content: bytes) -> Iterator[bytes]:
-    """Yield the segments that pixels depend on, and the scans."""
+def jpeg_segments(content: bytes) -> Iterator[bytes]:
+    """Yield the segments of a JPEG file that pixels depend on, and the scans."""
     start = len(_JPEG)
     while start + 4 <= len(content) and content[start] == 0xFF and content[start + 1] not in _SCAN:
         marker = content[start + 1]

@@ -138,9 +138,9 @@ def read_idx(path: Path) -> Tensor:
     try:
         with path.open("rb") as file:
             if path.suffix != ".gz":
-                return _read_values(file, path)
+                return read_values(file, path)
             with gzip.GzipFile(fileobj=file) as unpacked:
-                return _read_values(unpacked, path)
+                return read_values(unpacked, path)
     except (OSError, EOFError, zlib.error, struct.error, ValueError, IndexError) as error:
         raise InputError(
             f"{path} is damaged: {error}. Download it again; nothing has been changed or deleted."
@@ -149,7 +149,7 @@ def read_idx(path: Path) -> Tensor:
         raise InputError(f"{path} does not fit into the memory that is left: close other programs") from error
 
 
-def _read_values(file: BufferedReader | gzip.GzipFile, path: Path) -> Tensor:
+def read_values(file: BufferedReader | gzip.GzipFile, path: Path) -> Tensor:
     """Read shape and values; not more values than the header announces, and one to notice surplus ones."""
     start = file.read(4)
     if start[:3] != b"\0\0\x08":

@@ -1,6 +1,7 @@
 """Objects of a run built from its configuration: network, task, data and Trainer."""
 
 import re
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,14 @@ import lightning as L
 import torch
 from hydra.errors import InstantiationException
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lightconv.callbacks import KernelSummary
 from lightconv.culprit import find_culprit
 from lightconv.data import ImageData
 from lightconv.errors import InputError
 from lightconv.runs.arguments import as_typed, check_arguments
+from lightconv.runs.literal import read_name
 from lightconv.tasks import Classification
 
 
@@ -96,15 +98,34 @@ def build_data(config: DictConfig, task: Classification) -> ImageData:
     """Build the data in the size and normalisation of the network."""
     preprocessing = getattr(task.model, "preprocessing", None)
     if preprocessing is None:
+        return instantiate_data(config)
+    return instantiate_data(config, preprocessing=preprocessing)
+
+
+def instantiate_data(config: DictConfig, **arguments: Any) -> ImageData:
+    """Build the data with arguments that Hydra would change: dataclasses, and class names with ${NAME} in them."""
+    config = deepcopy(config)
+    if config.data.get("classes") is not None:
+        arguments["classes"] = read_classes(config)
+        with open_dict(config.data):
+            del config.data["classes"]
+    if not arguments:
         return instantiate(config.data)
-    # Hydra would turn the dataclass into a configuration: build a partial object and call it
     partial = instantiate(config.data, _partial_=True)
     try:
-        return partial(preprocessing=preprocessing)
+        return partial(**arguments)
     except InputError as error:
         raise InputError(name_key(str(error), config.data, "data")) from error
     except TypeError as error:
         raise InputError(f"data: {error}") from error
+
+
+def read_classes(config: DictConfig) -> list[str]:
+    """Return the class names of the configuration."""
+    try:
+        return [read_name(name) for name in config.data.classes]
+    except InputError as error:
+        raise InputError(f"data.classes: {error}") from error
 
 
 def build_trainer(config: DictConfig, directory: Path) -> L.Trainer:

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from yaml import YAMLError
 
 from lightconv.errors import InputError
+from lightconv.runs.literal import escape_name, escape_references
 
 
 def load_config(directory: Path) -> DictConfig:
@@ -24,7 +25,7 @@ def load_config(directory: Path) -> DictConfig:
     try:
         content = OmegaConf.to_container(OmegaConf.load(path))
         assert isinstance(content, dict)
-        content = relocate(content, content["directory"], str(directory.resolve()))
+        content = relocate(content, content["directory"], escape_references(str(directory.resolve())))
     except (YAMLError, AssertionError, KeyError) as error:
         raise InputError(f"{path} is damaged: {error}") from error
     config = OmegaConf.create(content)
@@ -106,5 +107,5 @@ def with_classes(config: DictConfig, classes: Sequence[str]) -> DictConfig:
     A folder of images may change later; the outputs of the network keep their names.
     """
     config = deepcopy(config)
-    OmegaConf.update(config, "data.classes", list(classes), force_add=True)
+    OmegaConf.update(config, "data.classes", [escape_name(name) for name in classes], force_add=True)
     return config

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from lightconv.errors import InputError
 from lightconv.files import replacing, write_text
 from lightconv.runs.environment import environment
+from lightconv.runs.literal import escape_references
 
 
 def existing_run(directory: str | Path | None, setting: str) -> Path:
@@ -44,8 +45,9 @@ def check_unused(directory: Path) -> None:
 
 def write_definition(directory: Path, config: DictConfig) -> None:
     """Write config.yaml, resolved, and environment.json: from here on the directory holds a run."""
+    resolved = OmegaConf.to_container(config, resolve=True)
     with replacing(directory / "config.yaml") as fresh:
-        OmegaConf.save(config, fresh, resolve=True)
+        OmegaConf.save(OmegaConf.create(escape_references(resolved)), fresh)
     write_json(directory / "environment.json", environment())
 
 

@@ -8,7 +8,7 @@ import hydra
 from omegaconf import DictConfig
 
 from lightconv.data import ImageData
-from lightconv.runs.build import instantiate
+from lightconv.runs.build import instantiate_data
 
 _FROM_DATA = ("classes", "channels", "image_size")
 
@@ -23,18 +23,19 @@ def complete_model(config: DictConfig) -> DictConfig:
         InputError: If the data refuse their settings, or have no classes.
     """
     missing = [name for name in _FROM_DATA if config.model.get(name, "") is None]
-    defaults = _defaults(config) if missing else {}
+    defaults = default_arguments(config) if missing else {}
     missing = [name for name in missing if defaults.get(name, "") is not None]
     if not missing:
         return config
     config = deepcopy(config)
-    values = _describe(instantiate(config.data)) if config.get("data") else defaults
+    values = settings_of(instantiate_data(config)) if config.get("data") else defaults
     for name in missing:
         config.model[name] = values.get(name)
     return config
 
 
-def _defaults(config: DictConfig) -> dict[str, Any]:
+def default_arguments(config: DictConfig) -> dict[str, Any]:
+    """Return the default values of the network's arguments."""
     try:
         network = hydra.utils.get_object(config.model["_target_"])
         parameters = inspect.signature(network).parameters
@@ -45,6 +46,7 @@ def _defaults(config: DictConfig) -> dict[str, Any]:
     }
 
 
-def _describe(data: ImageData) -> dict[str, int]:
+def settings_of(data: ImageData) -> dict[str, int]:
+    """Return the settings that fit a network to the data."""
     channels, height, _ = data.image_shape
     return {"classes": len(data.classes), "channels": channels, "image_size": height}

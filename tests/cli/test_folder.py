@@ -7,6 +7,7 @@ from helpers.command_line import metrics
 from helpers.photographs import BAD, write_odd_files, write_photographs
 from omegaconf import OmegaConf
 
+import lightconv as lc
 from lightconv.errors import InputWarning
 
 # one test checks the warning about files left out
@@ -105,6 +106,8 @@ def test_resume_from_images_on_disk(lightconv, photographs):
         (["data.on_error=raise"], ["photographs/flower/", "data.on_error=skip"]),
         (["model.classes=3"], ["ImageFolder has 2 classes", "model.classes=2"]),
         (["data.cache=ram"], ["data.cache=ram", "memory, disk or none"]),
+        (["data.classes=[flower,true]"], ["data.classes: true is no name: put it in quotation marks"]),
+        (["data.classes=[flower,1e3]"], ["data.classes: 1000.0 is no name"]),
         (["data.labels=labels.csv"], ["labels.csv cannot be read"]),
     ],
 )
@@ -113,6 +116,36 @@ def test_mistakes(lightconv, mistake, photographs, arguments, words):
     for word in words:
         assert word in message
     assert not Path("runs/mine/config.yaml").exists()
+
+
+NAMES = (
+    "${oc.env:SECRET}", "a\\${oc.env:SECRET}", "${", "???", "\\???", "null", "yes", "true", "1e3", "010", "2024-01-01",
+    "12:30:45", "~", "$\\oops$", "a#b", '"q"', "it's", "[red]x", "{x}", "a, b", "x: y", "\x1b[31mred", "two\nlines",
+    "caf\udce9", "\N{CJK UNIFIED IDEOGRAPH-732B}",
+)  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")  # not every font has every letter
+def test_any_class_name(lightconv, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SECRET", "a password")
+    for name in NAMES:
+        write_photographs(tmp_path / "two", 5)
+        (tmp_path / "images").mkdir(exist_ok=True)
+        shutil.move(tmp_path / "two/flower", tmp_path / "images" / name)
+        shutil.rmtree(tmp_path / "two")
+    settings = ("data=folder", "data.root=images", "data.image_size=16", "trainer.enable_progress_bar=false")
+    lightconv("train", *settings, "trainer.max_epochs=1", "scheduler=none", "hydra.run.dir=runs/mine")
+    lightconv("evaluate", "run=runs/mine")
+    lightconv("train", "resume=runs/mine", "trainer.max_epochs=2")
+    run = lc.open_run("runs/mine")
+    assert run.classes == tuple(sorted(NAMES))
+    assert list(run.figures["classes"]) == sorted(NAMES)
+    lightconv("export", "run=runs/mine", "formats=pt2")
+    printed = capsys.readouterr()
+    assert "\x1b" not in printed.out + printed.err
+    assert "a password" not in printed.out + printed.err
+    for path in Path("runs/mine").rglob("*"):
+        assert path.is_dir() or b"a password" not in path.read_bytes()
 
 
 def test_doctor_reads_a_folder(lightconv, photographs, capsys):
