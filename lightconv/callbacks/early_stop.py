@@ -35,4 +35,5 @@ class EarlyStop(EarlyStopping):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop before the first step if the patience is used up."""
-        trainer.should_stop = self.wait_count >= self.patience
+        # patience=0 stops after a validation without progress, not before the first one
+        trainer.should_stop = self.wait_count >= max(self.patience, 1)

@@ -26,6 +26,7 @@ from lightconv.callbacks.stages import (
     parse_stages,
     split_by_depth,
     train_only,
+    trains_module,
 )
 from lightconv.data import ImageData
 from lightconv.errors import InputError
@@ -107,6 +108,11 @@ class FineTuning(L.Callback):
         self._patterns = [stage.names(blocks) for stage in self.stages]
         for patterns in self._patterns:
             check_names(network, patterns)
+
+    def trains(self, pl_module: L.LightningModule, module: nn.Module) -> bool:
+        """Return True if any stage trains a module of this LightningModule; call ``check`` first."""
+        network, _ = self._network_and_blocks(pl_module)
+        return any(trains_module(network, module, patterns) for patterns in self._patterns)
 
     def begin(self, pl_module: L.LightningModule) -> None:
         """Freeze layers as the first stage does, without a Trainer's hooks: for a learning-rate range test."""

@@ -133,6 +133,14 @@ def train_only(network: nn.Module, patterns: list[str] | None, trainable: set[nn
             parameter.grad = None
 
 
+def trains_module(network: nn.Module, module: nn.Module, patterns: Sequence[str] | None) -> bool:
+    """Return True if ``train_only`` with these patterns trains a module; one outside the network is never frozen."""
+    for name, candidate in network.named_modules():
+        if candidate is module:
+            return _is_within(name, patterns)
+    return True
+
+
 def _is_within(name: str, patterns: Sequence[str] | None) -> bool:
     """Return True if a pattern matches the module or one that contains it."""
     if patterns is None:

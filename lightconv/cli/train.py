@@ -23,6 +23,7 @@ from lightconv.runs.arguments import as_typed
 from lightconv.runs.build import build_data, build_task, build_trainer
 from lightconv.runs.configuration import load_config, override_config, with_classes, with_learning_rate
 from lightconv.runs.directory import check_unused, write_definition, write_json
+from lightconv.runs.last_batch import join_last_image
 from lightconv.runs.learning_rate import find_learning_rate
 from lightconv.runs.model_settings import complete_model
 from lightconv.runs.monitors import check_monitors, check_objective
@@ -181,6 +182,7 @@ def check(parts: Parts, directory: Path) -> None:
         if isinstance(callback, FineTuning):
             callback.check(parts.task)
             check_scheduler(callback.scheduler, parts.trainer)
+    join_last_image(parts.trainer, parts.task, parts.data)
     check_objective(parts.config.objective, parts.task)
     check_monitors(parts.config, parts.trainer, parts.task)
     rehearse(parts.config, parts.task, parts.data, directory)

@@ -52,6 +52,7 @@ class ImageData(L.LightningDataModule):
         image_shape: (channels, height, width) of the images in a batch.
         mean: mean per channel over the training images, in 0..1.
         std: standard deviation per channel over the training images, in 0..1.
+        joins_last_image: True to add the image of a last training batch of one image to the batch before.
 
     Shape:
         - splits: images (n, c, h, w) uint8, labels (n,) int64.
@@ -81,6 +82,7 @@ class ImageData(L.LightningDataModule):
     image_shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    joins_last_image: bool = False
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Accept the class attribute ``deviation``, the former name of ``std``."""
@@ -199,6 +201,7 @@ class ImageData(L.LightningDataModule):
             options["shuffle"] = not getattr(trainer, "overfit_batches", 0)
             options["epoch"] = lambda: trainer.current_epoch
         self._training = self._loader("train", augment=True, **options)
+        self._training.join_last = self.joins_last_image
         if trainer is not None and self._position:
             self._training.load_state_dict(self._position)
         return self._training

@@ -1,6 +1,5 @@
 """Batches cut out of tensors in memory: one gather per batch instead of one Python call per image."""
 
-import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -47,6 +46,7 @@ class Batches:
         world_size: number of processes.
         device: device of the batches; ``transform`` runs there.
         mix: function of (transformed images, labels, generator); returns images and labels for the model.
+        join_last: add the image of a last batch of one image to the batch before.
 
     Shape:
         - images: (n, c, h, w) uint8; labels: (n,) int64.
@@ -73,6 +73,7 @@ class Batches:
         world_size: int = 1,
         device: torch.device | str = "cpu",
         mix: Mix | None = None,
+        join_last: bool = False,
     ) -> None:
         self.images = images
         self.labels = labels
@@ -85,6 +86,7 @@ class Batches:
         self.world_size = world_size
         self.device = torch.device(device)
         self.mix = mix
+        self.join_last = join_last
         # delivered instead of the images if set; copies take turns epoch by epoch
         self.features: Float[Tensor, "copies n features"] | None = None
         self._iterations = 0
@@ -92,8 +94,7 @@ class Batches:
 
     def __len__(self) -> int:
         """Return the number of batches per epoch in this process."""
-        own = self._own_share(torch.arange(len(self.labels)))
-        return math.ceil(len(own) / self.batch_size)
+        return len(self._split(torch.arange(len(self.labels))))
 
     def __iter__(self) -> Iterator[Batch]:
         """Start an epoch, or continue the one named by ``load_state_dict``."""
@@ -105,7 +106,7 @@ class Batches:
         order = torch.arange(len(self.labels))
         if self.shuffle:
             order = torch.randperm(len(order), generator=seeded_generator(self.seed, epoch))
-        chunks = self._own_share(order).split(self.batch_size)
+        chunks = self._split(order)
         for number in range(first, len(chunks)):
             self._position = {"epoch": epoch, "batch": number + 1}
             yield self._batch(chunks[number], epoch, number)
@@ -124,6 +125,14 @@ class Batches:
         if self.mix is None:
             return images, labels
         return self.mix(images, labels, generator)
+
+    def _split(self, order: Tensor) -> list[Tensor]:
+        """Return the rows of each batch of this process."""
+        chunks = list(self._own_share(order).split(self.batch_size))
+        if self.join_last and len(chunks) > 1 and len(chunks[-1]) == 1:
+            last = chunks.pop()
+            chunks[-1] = torch.cat([chunks[-1], last])
+        return chunks
 
     def _own_share(self, order: Tensor) -> Tensor:
         # Training processes step together and need equally many images. Evaluation must not lose any.

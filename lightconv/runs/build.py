@@ -89,9 +89,14 @@ def build_task(config: DictConfig) -> Classification:
     if config.get("optimizer"):
         parts["optimizer"] = instantiate(config.optimizer)
     # with stages of fine-tuning, each stage has a schedule of its own
-    if config.get("scheduler") and not config.get("finetune"):
-        parts["scheduler"] = instantiate(config.scheduler)
+    if not config.get("finetune"):
+        parts["scheduler"] = build_scheduler(config)
     return instantiate(config.task, model=model, **parts)
+
+
+def build_scheduler(config: DictConfig) -> Any:
+    """Build the factory of the scheduler; None for a constant rate, by scheduler=none."""
+    return instantiate(config.scheduler) if config.get("scheduler") else None
 
 
 def build_data(config: DictConfig, task: Classification) -> ImageData:
@@ -139,7 +144,7 @@ def build_trainer(config: DictConfig, directory: Path) -> L.Trainer:
     callbacks = [instantiate(callback) for callback in config.callbacks.values() if callback]
     if config.get("finetune"):
         # first, so that layers are frozen before other callbacks look at them
-        callbacks.insert(0, instantiate(config.finetune, scheduler=instantiate(config.scheduler)))
+        callbacks.insert(0, instantiate(config.finetune, scheduler=build_scheduler(config)))
     if config.trainer.get("enable_model_summary"):
         # in place of Lightning's own; two levels, because the task's only child is the network
         callbacks.append(KernelSummary(max_depth=2))

@@ -20,7 +20,7 @@ from lightconv.data import ImageData
 from lightconv.errors import InputError
 from lightconv.operators.backend import use_backend
 from lightconv.runs.arguments import as_typed
-from lightconv.runs.build import instantiate
+from lightconv.runs.build import build_scheduler, instantiate
 from lightconv.tasks import Classification
 
 # a rehearsal writes and prints nothing
@@ -99,8 +99,8 @@ def prepare_all(
     """Let a Trainer of these settings prepare a run, and stop before the first batch of each part."""
     callbacks: list[L.Callback] = [_StopWhenReady(data.image_shape)]
     if config.get("finetune"):
-        scheduler = instantiate(config.get("scheduler"))
-        callbacks.insert(0, instantiate(config.finetune, scheduler=scheduler, cache=None, fuse=False))
+        settings_left_out = {"cache": None, "fuse": False}
+        callbacks.insert(0, instantiate(config.finetune, scheduler=build_scheduler(config), **settings_left_out))
     trainer: L.Trainer = instantiate(
         OmegaConf.create(settings),
         callbacks=callbacks,
