@@ -20,6 +20,7 @@ ROOMS = [
     "keyed_cache",
     "preprocessing",
     "text",
+    "progress",
     "kernels",
     "operators",
     "functional",

@@ -10,7 +10,6 @@ import lightning as L
 import torch
 from jaxtyping import Float
 from lightning.pytorch.utilities import rank_zero_warn
-from rich.progress import track
 from torch import Tensor
 
 from lightconv.data import ImageData
@@ -18,6 +17,7 @@ from lightconv.data.base import SplitName
 from lightconv.errors import InputError, InputWarning
 from lightconv.keyed_cache import CacheEntry
 from lightconv.models import Pretrained
+from lightconv.progress import SlowProgress
 
 Features = Float[Tensor, "copies n features"]
 _IMAGES_PER_BLOCK = 256  # images hashed at a time
@@ -161,19 +161,18 @@ class _FeatureSource:
     def compute(self, show_progress: bool) -> Float[Tensor, "n features"]:
         """Run the backbone on all images in order."""
         batches = self.data.ordered_batches(self.split, self.copy)
-        progress = track(
-            batches,
-            f"features of {len(batches.labels):,} images",
+        progress = SlowProgress(
+            f"features of {len(batches.labels):,} images, in batches",
             len(batches),
-            transient=True,
-            disable=not (show_progress and self.trainer.is_global_zero),
+            enabled=show_progress and self.trainer.is_global_zero,
         )
-        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+        with progress, torch.no_grad(), self.trainer.precision_plugin.forward_context():
             parts = []
-            for images, _ in progress:
+            for images, _ in batches:
                 # bf16-true and other true precisions have weights of their type, as training batches have
                 converted = self.trainer.precision_plugin.convert_input(images)
                 parts.append(self.network.features(converted).cpu())
+                progress.advance()
             return torch.cat(parts)
 
     def key(self) -> str:

@@ -1,5 +1,6 @@
 """Decoded images in one file mapped into memory: read by the next run, and by all processes of this one."""
 
+import errno
 import hashlib
 import json
 import os
@@ -40,10 +41,11 @@ def cache_on_disk(paths: Sequence[Path], decoder: Decoder, cache: Path) -> tuple
         with CacheEntry(cache, key="").lock():
             cached = _read(paths, decoder, cache)
             if cached is None:
+                check_space(paths, decoder, cache)
                 _write(paths, decoder, cache)
                 cached = _read(paths, decoder, cache)
     except OSError as error:
-        size = len(paths) * 3 * decoder.side**2 / 1e9
+        size = len(paths) * bytes_per_image(decoder) / 1e9
         raise InputError(
             f"{cache} cannot be written ({error.strerror or error}): set another directory by data.cache_dir=FOLDER, "
             f"with room for {size:.1f} GB, or choose data.cache=none"
@@ -52,6 +54,18 @@ def cache_on_disk(paths: Sequence[Path], decoder: Decoder, cache: Path) -> tuple
         raise InputError(f"{cache}: image files change while they are read; choose data.cache=none")
     images, bad = cached
     return partial(torch.index_select, images, 0), bad
+
+
+def bytes_per_image(decoder: Decoder) -> int:
+    """Return the size of a decoded image."""
+    return 3 * decoder.side**2
+
+
+def check_space(paths: Sequence[Path], decoder: Decoder, cache: Path) -> None:
+    """Raise OSError if the disk has no room for the images, before hours of decoding are lost."""
+    # an old file stays until the new one is complete
+    if shutil.disk_usage(cache.parent).free < len(paths) * bytes_per_image(decoder):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _read(paths: Sequence[Path], decoder: Decoder, cache: Path) -> tuple[Tensor, BadRows] | None:
@@ -74,7 +88,7 @@ def _write(paths: Sequence[Path], decoder: Decoder, cache: Path) -> None:
     bad: BadRows = {}
 
     def blocks() -> Iterator[bytes]:
-        blank = bytes(3 * decoder.side**2)
+        blank = bytes(bytes_per_image(decoder))
         for row, result in enumerate(decoder.decode_files(paths)):
             if isinstance(result, str):
                 bad[row] = result

@@ -12,18 +12,16 @@ from typing import Any
 import torch
 from jaxtyping import Int64, UInt8
 from lightning.pytorch.utilities import rank_zero_only
-from rich import get_console
-from rich.progress import track
 from torch import Tensor
 
 from lightconv.data.decoding import Fit, UnreadableError, decode
 from lightconv.errors import InputError
+from lightconv.progress import SlowProgress
 
 ReadRows = Callable[[Tensor], Tensor]  # (n,) int64 rows -> (n, c, h, w) uint8 images
 BadRows = dict[int, str]  # the reason why a row has no image
 
 _CHUNK = 256  # decoded images held at a time; bounds memory
-_PROGRESS_FROM = 500  # files; fewer are decoded without a progress bar
 
 
 class StoredImages:
@@ -71,7 +69,7 @@ class Decoder:
         self.strict = strict
 
     def decode_files(self, paths: Sequence[Path]) -> Iterator[UInt8[Tensor, "3 h w"] | str]:
-        """Decode files in their order, with a progress bar for many files in a terminal.
+        """Decode files in their order, with their progress if they take long.
 
         Yields:
             One image per file, or the reason why the file gives none.
@@ -79,16 +77,7 @@ class Decoder:
         Raises:
             InputError: If a file is unreadable and the decoder is ``strict``.
         """
-        is_main_process = getattr(rank_zero_only, "rank", 0) == 0
-        show = len(paths) >= _PROGRESS_FROM and is_main_process and get_console().is_terminal
-        results = track(
-            self._decode_chunks(paths),
-            description=f"decoding {len(paths):,} images",
-            total=len(paths),
-            transient=True,
-            disable=not show,
-        )
-        for path, result in zip(paths, results, strict=True):
+        for path, result in zip(paths, self._decode_chunks(paths), strict=True):
             if self.strict and isinstance(result, str):
                 raise InputError(f"{path}: {result}. Remove the file, or skip unreadable files by data.on_error=skip")
             yield result
@@ -110,11 +99,16 @@ class Decoder:
 
     def _decode_chunks(self, paths: Sequence[Path]) -> Iterator[Tensor | str]:
         remaining = iter(paths)
-        with ThreadPoolExecutor(self.workers) as pool:
+        is_main_process = getattr(rank_zero_only, "rank", 0) == 0
+        progress = SlowProgress(f"decoding {len(paths):,} images", len(paths), enabled=is_main_process)
+        with progress, ThreadPoolExecutor(self.workers) as pool:
             while chunk := list(islice(remaining, _CHUNK)):
+                results = []
                 with warnings.catch_warnings():
                     warnings.filterwarnings("ignore", module="PIL")  # PIL warns about odd metadata, which is not used
-                    results = list(pool.map(self._decode_or_reason, chunk))
+                    for result in pool.map(self._decode_or_reason, chunk):
+                        results.append(result)
+                        progress.advance()
                 yield from results
 
     def _decode_or_reason(self, path: Path) -> Tensor | str:

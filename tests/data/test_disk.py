@@ -1,4 +1,5 @@
 import os
+import shutil
 from functools import partial
 
 import pytest
@@ -183,3 +184,23 @@ def test_strict_decoder_raises_on_a_cache_with_bad_files(paths, cache):
     read_all(paths, cache)
     with pytest.raises(InputError, match=r"2.png: empty"):
         cache_on_disk(paths, Decoder(3, "crop", strict=True), cache)
+
+
+def test_too_little_space_is_told_before_decoding(paths, cache, decoded, monkeypatch):
+    usage = disk.shutil.disk_usage(cache.parents[1])
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: usage._replace(free=5 * 27 - 1))
+    with pytest.raises(InputError, match=r"No space left on device\): set another directory by data.cache_dir=FOLDER"):
+        read_all(paths, cache)
+    assert decoded == []
+
+
+def test_directory_that_vanishes_while_decoding(paths, cache, monkeypatch):
+    decode = stored.decode
+
+    def vanish(*arguments):
+        shutil.rmtree(cache.parent, ignore_errors=True)
+        return decode(*arguments)
+
+    monkeypatch.setattr(stored, "decode", vanish)
+    with pytest.raises(InputError, match=r"set.images cannot be written \(No such file or directory\)"):
+        read_all(paths, cache)
