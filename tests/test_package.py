@@ -19,6 +19,7 @@ ROOMS = [
     "files",
     "keyed_cache",
     "preprocessing",
+    "seal",
     "text",
     "progress",
     "kernels",

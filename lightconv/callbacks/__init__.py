@@ -6,6 +6,7 @@ from lightconv.callbacks.finite_loss import FiniteLoss
 from lightconv.callbacks.graceful_stop import GracefulStop
 from lightconv.callbacks.kernel_summary import KernelSummary
 from lightconv.callbacks.kernel_swap import KernelPrecision, KernelSwap
+from lightconv.callbacks.last_checkpoint import LastCheckpoint
 from lightconv.callbacks.random_state import RandomState
 from lightconv.callbacks.stages import Stage
 from lightconv.callbacks.weight_average import WeightAverage
@@ -18,6 +19,7 @@ __all__ = [
     "KernelPrecision",
     "KernelSummary",
     "KernelSwap",
+    "LastCheckpoint",
     "RandomState",
     "Stage",
     "WeightAverage",

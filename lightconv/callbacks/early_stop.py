@@ -34,6 +34,10 @@ class EarlyStop(EarlyStopping):
         super().load_state_dict({**state_dict, "patience": self.patience})
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop before the first step if the patience is used up."""
-        # patience=0 stops after a validation without progress, not before the first one
-        trainer.should_stop = self.wait_count >= max(self.patience, 1)
+        """Stop before the first step if the patience is used up.
+
+        Another callback may have decided to stop: its word stands.
+        """
+        # with a patience of 0, too, only a check without improvement stops
+        if self.wait_count >= max(1, self.patience):
+            trainer.should_stop = True

@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lightconv.cli import outputs, sweep
 from lightconv.cli.resolvers import register_resolvers
+from lightconv.cli.resume import split_arguments
 from lightconv.cli.settings import quote_value
 from lightconv.errors import InputError, InputWarning, NonFiniteLossError
 from lightconv.operators import backend
@@ -54,10 +55,14 @@ def launch(verb: str, overrides: list[str]) -> None:
     register_resolvers()
     function = getattr(importlib.import_module(f"lightconv.cli.{verb}"), verb)
     quiet()
-    application = hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=verb)(function)
+    decorate = hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=verb)
     try:
         backend.check_environment()
-        application()
+        if verb == "train":
+            arguments, settings = split_arguments(overrides)
+            sys.argv[1:] = arguments
+            function = partial(function, settings=settings or ())
+        decorate(function)()
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         message = input_mistake(error)
         if message is None:

@@ -2,6 +2,8 @@
 
 import shlex
 import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +16,7 @@ from omegaconf import DictConfig, ListConfig
 
 from lightconv.callbacks import FineTuning
 from lightconv.cli import tables
+from lightconv.cli.resume import read_overrides
 from lightconv.cli.settings import quote_value
 from lightconv.data import ImageData, ImageFolder
 from lightconv.errors import InputError, NonFiniteLossError
@@ -21,17 +24,18 @@ from lightconv.operators.backend import use_backend
 from lightconv.runs import checkpoints, results
 from lightconv.runs.arguments import as_typed
 from lightconv.runs.build import build_data, build_task, build_trainer
-from lightconv.runs.configuration import load_config, override_config, with_classes, with_learning_rate
-from lightconv.runs.directory import check_unused, write_definition, write_json
+from lightconv.runs.configuration import with_classes, with_directory, with_learning_rate
+from lightconv.runs.directory import check_unused, claimed_directory, write_definition, write_json
 from lightconv.runs.last_batch import join_last_image
 from lightconv.runs.learning_rate import find_learning_rate
 from lightconv.runs.model_settings import complete_model
 from lightconv.runs.monitors import check_monitors, check_objective
 from lightconv.runs.rehearsal import rehearse
+from lightconv.runs.resume import optimizer_settings, resume_point, resumed_config
 from lightconv.tasks import Classification
 from lightconv.tasks.schedules import check_scheduler
 
-_SIGTERM_STATUS = 143
+_SIGTERM_STATUS = 143  # 128 + 15, as shells and schedulers expect
 
 
 class Parts(NamedTuple):
@@ -50,8 +54,12 @@ class Parts(NamedTuple):
     trainer: L.Trainer
 
 
-def train(config: DictConfig) -> float | None:
+def train(config: DictConfig, settings: Sequence[str] = ()) -> float | None:
     """Train a network, test its best weights, and write everything into the run's directory.
+
+    Args:
+        config: configuration of the command.
+        settings: settings of a command that resumes a run.
 
     Returns:
         The figure named by ``objective``, for Hydra's sweepers; None if the run has no such figure.
@@ -61,70 +69,55 @@ def train(config: DictConfig) -> float | None:
         NonFiniteLossError: If the training loss becomes NaN or infinite.
     """
     resuming = config.resume is not None
-    directory = open_directory(resuming=resuming)
-    config = read_config(config, directory, resuming=resuming)
-    parts = build(config, directory)
-    check(parts, directory)
-    parts = search_learning_rate(parts, directory)
-    checkpoint = start(parts, directory, resuming=resuming)
-    try:
-        seconds = fit(parts, checkpoint, directory)
-    except NonFiniteLossError as error:
-        write_stopped_results(parts, str(error), directory)
-        raise
-    test(parts, directory)
-    return write_results(parts, {"seconds": round(seconds, 3)}, directory)
+    with open_directory(resuming=resuming) as directory:
+        config = read_config(config, settings, directory, resuming=resuming)
+        parts = build(config, directory)
+        check(parts, directory)
+        parts = search_learning_rate(parts, directory)
+        checkpoint = start(parts, settings, directory, resuming=resuming)
+        try:
+            seconds = fit(parts, checkpoint, directory)
+        except NonFiniteLossError as error:
+            write_stopped_results(parts, str(error), directory)
+            raise
+        test(parts, directory)
+        return write_results(parts, {"seconds": round(seconds, 3)}, directory)
 
 
-def open_directory(*, resuming: bool) -> Path:
-    """Return the directory of the run; a new run's must hold no run yet.
+def open_directory(*, resuming: bool) -> AbstractContextManager[Path]:
+    """Claim the directory of the run for the time of a ``with`` block.
 
-    A job of a sweep gets overrides.json at once: the table names the settings of failed jobs, too.
+    Two runs that begin in the same second get directories of their own, unless hydra.run.dir names one.
 
     Raises:
-        InputError: If a new run would overwrite another, or a multirun would resume one.
+        InputError: If a multirun would resume a run. On entering the block, if another process trains there.
     """
     command = HydraConfig.get()
     if resuming and command.mode is RunMode.MULTIRUN:
         raise InputError("resume= goes on with one run in its own directory: leave -m (--multirun) out")
-    directory = Path(command.runtime.output_dir)
-    if not resuming:
-        check_unused(directory)
-    if command.mode is RunMode.MULTIRUN:
-        write_overrides(directory)
-    return directory
+    named = any(override.startswith("hydra.run.dir=") for override in command.overrides.hydra)
+    return claimed_directory(
+        Path(command.runtime.output_dir),
+        numbered=not (resuming or named or command.mode is RunMode.MULTIRUN),
+    )
 
 
-def read_config(config: DictConfig, directory: Path, *, resuming: bool) -> DictConfig:
+def read_config(config: DictConfig, settings: Sequence[str], directory: Path, *, resuming: bool) -> DictConfig:
     """Return the configuration of the run: this command's, or on resuming the run's own with settings over it.
 
     Raises:
-        InputError: If a setting would fail late or be misunderstood.
-    """
-    if resuming:
-        config = resumed_config(directory)
-    check_settings(config)
-    return config
-
-
-def resumed_config(directory: Path) -> DictConfig:
-    """Read the configuration of a run to resume, with the settings of this command over it.
-
-    Raises:
-        InputError: If the command chooses another group than the run did, or searches for a learning rate.
+        InputError: If a new run would overwrite another, or if a setting would fail late or be misunderstood.
     """
     command = HydraConfig.get()
-    # the run's own groups built its checkpoint: another optimizer or model could not load it
-    settings = [setting for setting in command.overrides.task if not setting.lstrip("+~").startswith("resume=")]
-    groups = [setting for setting in settings if setting.split("=", 1)[0].lstrip("+~") in command.runtime.choices]
-    config = load_config(directory)
-    if groups:
-        raise InputError(
-            f"a resumed run keeps its {', '.join(groups)}. Leave that out: only single settings like a.b=c can change."
-        )
-    config = override_config(config, settings)
-    if config.get("find_lr"):
-        raise InputError("find_lr=true: a resumed run keeps its learning rate. Leave find_lr out.")
+    if resuming:
+        config = resumed_config(directory, settings, command.runtime.choices)
+    else:
+        check_unused(directory)
+        config = with_directory(config, directory)
+    if command.mode is RunMode.MULTIRUN:
+        # the table of a sweep names the settings of failed jobs, too
+        write_overrides(directory)
+    check_settings(config)
     return config
 
 
@@ -165,7 +158,8 @@ def build(config: DictConfig, directory: Path) -> Parts:
     data = build_data(config, task)
     data.prepare_data()
     data.setup("fit")
-    return Parts(config, task, data, build_trainer(config, directory))
+    trainer = build_trainer(config, directory, [optimizer_settings(config, directory)])
+    return Parts(config, task, data, trainer)
 
 
 def check(parts: Parts, directory: Path) -> None:
@@ -207,50 +201,38 @@ def search_learning_rate(parts: Parts, directory: Path) -> Parts:
     L.seed_everything(config.seed, workers=True, verbose=False)
     task = build_task(config)
     task.example_input_array = parts.task.example_input_array
-    return Parts(config, task, parts.data, build_trainer(config, directory))
+    trainer = build_trainer(config, directory, [optimizer_settings(config, directory)])
+    return Parts(config, task, parts.data, trainer)
 
 
-def start(parts: Parts, directory: Path, *, resuming: bool) -> Path | None:
-    """Claim the directory of a new run, or return the checkpoint of a run to resume."""
-    if resuming:
-        return resume_point(parts, directory)
-    claim(parts, directory)
-    return None
-
-
-def claim(parts: Parts, directory: Path) -> None:
+def start(parts: Parts, settings: Sequence[str], directory: Path, *, resuming: bool) -> Path | None:
     """Write overrides, configuration and environment: from here on the directory holds a run.
 
     For a folder of images, write its class names into config.yaml, and the unreadable files into bad_files.json.
+
+    Returns:
+        The checkpoint to resume from; None for a new run, and for one stopped before its first checkpoint.
+
+    Raises:
+        InputError: If the run cannot be resumed.
     """
     config = parts.config
+    checkpoint = resume_point(parts.task, config, directory) if resuming else None
     if isinstance(parts.data, ImageFolder):
         # the folder may change later, and the network's outputs must keep their names
         config = with_classes(config, parts.data.classes)
         write_json(directory / "bad_files.json", parts.data.bad_files)
-    write_overrides(directory)
+    write_overrides(directory, settings)
     write_definition(directory, config)
-
-
-def write_overrides(directory: Path) -> None:
-    """Write the settings of this command as they were typed."""
-    write_json(directory / "overrides.json", list(HydraConfig.get().overrides.task))
-
-
-def resume_point(parts: Parts, directory: Path) -> Path | None:
-    """Return the checkpoint to go on from, with its paths rewritten if the run was moved.
-
-    Returns:
-        None if the run did not finish its first epoch and starts again.
-
-    Raises:
-        InputError: If the checkpoint is damaged, or beyond trainer.max_epochs.
-    """
-    checkpoint = checkpoints.find_last_checkpoint(directory)
-    if checkpoint is not None:
-        checkpoints.check_epoch(checkpoint, parts.config.trainer.max_epochs)
-        checkpoints.rewrite_moved_checkpoint(checkpoint, directory)
     return checkpoint
+
+
+def write_overrides(directory: Path, settings: Sequence[str] = ()) -> None:
+    """Write the settings of the run as they were typed. Those of a resumed run take the place of earlier ones."""
+    overrides = read_overrides(directory) or list(HydraConfig.get().overrides.task)
+    names = [setting.partition("=")[0] for setting in settings]
+    kept = [override for override in overrides if override.partition("=")[0] not in names]
+    write_json(directory / "overrides.json", [*kept, *settings])
 
 
 def fit(parts: Parts, checkpoint: Path | None, directory: Path) -> float:
@@ -267,10 +249,11 @@ def fit(parts: Parts, checkpoint: Path | None, directory: Path) -> float:
     except SystemExit as stop:  # raised by Lightning after Ctrl-C; its SIGTERMException is one, too
         # quoted for Hydra, then for the shell: a path may hold spaces, commas, brackets
         setting = shlex.quote(f"resume={quote_value(str(directory))}")
-        print(f"stopped; go on with: lightconv train {setting}")
+        with suppress(OSError):  # raised if the terminal was closed
+            print(f"stopped; go on with: lightconv train {setting}", flush=True)
         if isinstance(stop, SIGTERMException):
-            # 128 + 15, the status that shells and schedulers expect after SIGTERM
-            raise SystemExit(_SIGTERM_STATUS) from None
+            # Lightning's own has no status
+            raise SystemExit(stop.code or _SIGTERM_STATUS) from None
         raise
     return time.perf_counter() - started
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightconv.errors import InputError
+from lightconv.seal import find_damage
 
 State = dict[str, Tensor]
 
@@ -24,9 +25,13 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> dict[str, Any]:
         InputError: If the file is not a checkpoint, or damaged.
     """
     try:
-        return dict(torch.load(path, weights_only=True, map_location="cpu", mmap=mmap))
+        damage = find_damage(Path(path))
+        content = {} if damage else dict(torch.load(path, weights_only=True, map_location="cpu", mmap=mmap))
     except (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, pickle.UnpicklingError) as error:
         raise InputError(f"{path} is not a checkpoint, or it is damaged ({type(error).__name__})") from error
+    if damage:
+        raise InputError(f"{path} is damaged: {damage}")
+    return content
 
 
 def read_weights(path: str | Path) -> State:

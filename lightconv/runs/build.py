@@ -1,6 +1,7 @@
 """Objects of a run built from its configuration: network, task, data and Trainer."""
 
 import re
+from collections.abc import Iterable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from lightconv.culprit import find_culprit
 from lightconv.data import ImageData
 from lightconv.errors import InputError
 from lightconv.runs.arguments import as_typed, check_arguments
+from lightconv.runs.checkpoints import VerifiedCheckpoints
 from lightconv.runs.literal import read_name
 from lightconv.tasks import Classification
 
@@ -133,24 +135,28 @@ def read_classes(config: DictConfig) -> list[str]:
         raise InputError(f"data.classes: {error}") from error
 
 
-def build_trainer(config: DictConfig, directory: Path) -> L.Trainer:
+def build_trainer(config: DictConfig, directory: Path, callbacks: Iterable[L.Callback] = ()) -> L.Trainer:
     """Build the Trainer with the callbacks and loggers of the configuration.
 
     Args:
         config: configuration of the run.
         directory: directory of the run.
+        callbacks: further callbacks.
     """
     # callbacks.NAME=null leaves an empty entry
-    callbacks = [instantiate(callback) for callback in config.callbacks.values() if callback]
+    configured = [instantiate(callback) for callback in config.callbacks.values() if callback]
+    callbacks = [*callbacks, *configured]
     if config.get("finetune"):
         # first, so that layers are frozen before other callbacks look at them
         callbacks.insert(0, instantiate(config.finetune, scheduler=build_scheduler(config)))
     if config.trainer.get("enable_model_summary"):
         # in place of Lightning's own; two levels, because the task's only child is the network
         callbacks.append(KernelSummary(max_depth=2))
+    plugins = instantiate(config.trainer.get("plugins")) or []
     return instantiate(
         config.trainer,
         callbacks=callbacks,
+        plugins=[*plugins, VerifiedCheckpoints()],
         logger=build_loggers(config),
         default_root_dir=str(directory),
     )

@@ -1,21 +1,87 @@
-"""Checkpoints of a run: find them, load their weights, and correct the paths in those of a moved run."""
+"""Checkpoints of a run: write and verify them, find them, load their weights, correct the paths of a moved run."""
 
+import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.plugins import TorchCheckpointIO
 from torch import nn
 
-from lightconv.errors import InputError
-from lightconv.files import replacing
+from lightconv.errors import InputError, InputWarning
+from lightconv.files import remove_leftovers, replacing
 from lightconv.models.weights import read_checkpoint
 from lightconv.runs.configuration import former_directory, relocate
+from lightconv.seal import find_damage, seal
 from lightconv.tasks import Classification
+
+_LAST = "last.ckpt"
+_PREVIOUS = "previous.ckpt"
+
+
+class VerifiedCheckpoints(TorchCheckpointIO):
+    """Plugin of Lightning's Trainer for checkpoints that survive a kill, a full disk and flipped bits.
+
+    A checkpoint is written beside its target, flushed to the disk, and renamed. It carries its SHA-256, which is
+    compared when it is read. The last.ckpt before the newest is kept as previous.ckpt. Lightning's own goes through
+    TMPDIR, from where it is copied if that is another file system.
+
+    Example:
+        >>> trainer = L.Trainer(plugins=[VerifiedCheckpoints()], max_epochs=10, logger=False)
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint atomically."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_checkpoint(path, checkpoint, keep_previous=path.name == _LAST)
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Verify and read a checkpoint.
+
+        Raises:
+            InputError: If it is damaged.
+        """
+        damage = find_damage(Path(path))
+        if damage:
+            raise InputError(f"{path} is damaged: {damage}")
+        return super().load_checkpoint(path, *args, **kwargs)
+
+
+def repair_last_checkpoint(directory: Path) -> None:
+    """Replace a damaged or missing last.ckpt by the checkpoint before it, and warn about the damage.
+
+    The caller holds the claim on the directory: files left by a killed process are removed.
+
+    Raises:
+        InputError: If all checkpoints are damaged.
+    """
+    folder = directory / "checkpoints"
+    last = folder / _LAST
+    remove_leftovers(last)
+    damages: list[str] = []
+    for path in (last, folder / _PREVIOUS, folder / "best.ckpt"):
+        if not path.is_file():
+            continue
+        damage = find_damage(path)
+        if damage is None:
+            break
+        damages.append(f"{path} is damaged: {damage}")
+    else:
+        if damages:
+            raise InputError("; ".join(damages) + ". No checkpoint is left to resume from: start a new run.")
+        return
+    if damages:
+        warnings.warn(f"{'; '.join(damages)}. The run goes on from {path.name}.", InputWarning, stacklevel=2)
+    if path != last:
+        with replacing(last) as fresh:
+            shutil.copyfile(path, fresh)
 
 
 def find_last_checkpoint(directory: Path) -> Path | None:
     """Return the checkpoint of a run's last step; None if the run did not finish its first epoch."""
-    path = directory / "checkpoints" / "last.ckpt"
+    path = directory / "checkpoints" / _LAST
     return path if path.is_file() else None
 
 
@@ -37,42 +103,24 @@ def find_checkpoint(directory: Path, name: str) -> Path:
     raise InputError(f"checkpoint={name} is neither a file nor in {folder}. Choose one of that folder: {known}")
 
 
-def check_epoch(checkpoint: Path, max_epochs: int) -> None:
-    """Check a checkpoint before resuming from it.
-
-    Args:
-        checkpoint: checkpoint to go on from.
-        max_epochs: epochs to train in all; -1 for no limit.
-
-    Raises:
-        InputError: If the checkpoint is damaged, or lies beyond ``max_epochs``.
-    """
-    epoch = read_checkpoint(checkpoint)["epoch"]
-    # the file counts epochs from 0, the message from 1
-    if 0 <= max_epochs < epoch:
-        raise InputError(
-            f"trainer.max_epochs={max_epochs}: the run in {checkpoint.parents[1]} is in epoch {epoch + 1} already. "
-            f"Set trainer.max_epochs to at least {epoch}."
-        )
-
-
-def rewrite_moved_checkpoint(checkpoint: Path, directory: Path) -> None:
-    """Correct the paths in a checkpoint if its run was moved; otherwise leave the file alone.
+def rewrite_moved_checkpoints(directory: Path) -> None:
+    """Correct the paths in the checkpoints of a run that was moved; otherwise leave the files alone.
 
     Lightning's ModelCheckpoint stores the path of the best weights, and starts over without them if it lies in
     another directory than the one configured.
 
     Args:
-        checkpoint: checkpoint to rewrite.
         directory: directory of the run today.
     """
     old, new = former_directory(directory), str(directory.resolve())
     if old == new:
         return
-    # the paths are keys and values of the callbacks' states
-    content = read_checkpoint(checkpoint)
-    content["callbacks"] = relocate(content["callbacks"], old, new)
-    write_checkpoint(checkpoint, content)
+    for path in (directory / "checkpoints").glob("*.ckpt"):
+        if find_damage(path) is None:
+            # the paths are keys and values of the callbacks' states
+            content = read_checkpoint(path)
+            content["callbacks"] = relocate(content["callbacks"], old, new)
+            write_checkpoint(path, content)
 
 
 def load_weights(task: Classification, path: Path) -> None:
@@ -108,8 +156,24 @@ def save_weights(model: nn.Module, path: Path) -> None:
     write_checkpoint(path, weights)
 
 
-def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write a file of torch's atomically."""
-    # torch names the archive within the file after the path, and the temporary path is random: pass an open file
-    with replacing(path) as fresh, fresh.open("wb") as file:
-        torch.save(content, file)
+def write_checkpoint(path: Path, content: dict[str, Any], *, keep_previous: bool = False) -> None:
+    """Write a file of torch's atomically, with its SHA-256.
+
+    Args:
+        path: file to write.
+        content: content of the file.
+        keep_previous: True to rename the file that is replaced to previous.ckpt.
+    """
+    with replacing(path) as fresh:
+        # torch names the archive within the file after the path, and the temporary path is random: pass an open file
+        with fresh.open("wb") as file:
+            try:
+                torch.save(content, file)
+            except RuntimeError as error:
+                # torch's writer hides a full disk behind an error of its own
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
+        seal(fresh)
+        if keep_previous and path.is_file():
+            path.replace(path.with_name(_PREVIOUS))

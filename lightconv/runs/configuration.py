@@ -57,14 +57,30 @@ def override_config(config: DictConfig, settings: Sequence[str]) -> DictConfig:
 
     Args:
         config: configuration to copy.
-        settings: overrides in Hydra's grammar, such as ``trainer.max_epochs=5``.
+        settings: overrides in Hydra's grammar, such as ``trainer.max_epochs=5``; ``+`` adds a setting, ``~`` deletes
+            one.
+
+    Raises:
+        InputError: If a setting to delete does not exist.
+        OmegaConfBaseException: If a setting to change does not exist.
     """
     config = deepcopy(config)
-    parser = OverridesParser.create()
-    for setting in settings:
-        override = parser.parse_override(setting)
-        OmegaConf.update(config, override.key_or_group, override.value())
+    for override in OverridesParser.create().parse_overrides(list(settings)):
+        name = override.key_or_group
+        if override.is_delete():
+            _delete(config, name)
+        else:
+            OmegaConf.update(config, name, override.value(), force_add=override.is_add() or override.is_force_add())
     return config
+
+
+def _delete(config: DictConfig, name: str) -> None:
+    parent, _, key = name.rpartition(".")
+    node = OmegaConf.select(config, parent) if parent else config
+    if not isinstance(node, DictConfig) or key not in node:
+        raise InputError(f"~{name}: the configuration has no {name}")
+    with open_dict(node):
+        del node[key]
 
 
 def replace_settings(config: DictConfig, data: Mapping[str, Any], task: Mapping[str, Any]) -> DictConfig:
@@ -90,6 +106,13 @@ def replace_settings(config: DictConfig, data: Mapping[str, Any], task: Mapping[
         for name, value in task.items():
             if value is not None:
                 config.task[name] = value
+    return config
+
+
+def with_directory(config: DictConfig, directory: Path) -> DictConfig:
+    """Copy a configuration with another directory of the run."""
+    config = deepcopy(config)
+    config.directory = str(directory)
     return config
 
 

@@ -2,9 +2,13 @@
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from lightconv.errors import InputError
@@ -28,6 +32,64 @@ def existing_run(directory: str | Path | None, setting: str) -> Path:
             f"{setting}={directory} is not a run: it has no config.yaml. Name a directory that `lightconv train` wrote."
         )
     return Path(directory)
+
+
+@contextmanager
+def claimed_directory(directory: Path, *, numbered: bool = False) -> Iterator[Path]:
+    """Create a run's directory and keep other processes out of it during a ``with`` block.
+
+    The system releases the claim of a process that dies. A directory made here that holds no run at the end is removed
+    if it is empty: a refused command leaves nothing behind.
+
+    Args:
+        directory: directory of the run.
+        numbered: True to choose another name, ending in _2, _3, ..., if the directory is claimed or holds a run.
+
+    Yields:
+        The directory of the run.
+
+    Raises:
+        InputError: If another process has claimed the directory.
+    """
+    is_new = not directory.exists() or numbered
+    lock = _claim_numbered(directory) if numbered else _claim(directory)
+    claimed = Path(lock.lock_file).parent
+    try:
+        yield claimed
+    finally:
+        if not (claimed / "config.yaml").exists():
+            Path(lock.lock_file).unlink(missing_ok=True)
+            if is_new:
+                with suppress(OSError):  # raised if it is not empty
+                    claimed.rmdir()
+        lock.release()
+
+
+def _claim(directory: Path) -> FileLock:
+    lock = FileLock(directory / ".lock")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise InputError(
+            f"{directory} is in use: another process trains there. Wait for its end, or choose another hydra.run.dir"
+        ) from None
+    except OSError as error:
+        raise InputError(f"{directory} cannot be written ({error.strerror}): choose another hydra.run.dir") from error
+    return lock
+
+
+def _claim_numbered(directory: Path) -> FileLock:
+    """Claim the first directory of the names NAME, NAME_2, NAME_3, ... that is neither claimed nor holds a run."""
+    for number in count(1):
+        candidate = directory if number == 1 else directory.with_name(f"{directory.name}_{number}")
+        with suppress(InputError):
+            lock = _claim(candidate)
+            # checked after the claim: until then another process may still write its run
+            if not (candidate / "config.yaml").exists():
+                return lock
+            lock.release()
+    raise AssertionError("unreachable: count never ends")
 
 
 def check_unused(directory: Path) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ Row = dict[str, float]
 class MetricsTable(Logger):
     """Logger of metrics.csv: one row per epoch, kept when a run resumes.
 
-    Lightning's CSVLogger writes the training and validation figures of an epoch into different rows and deletes the
-    file when a run continues in its directory. Test figures are left out: they belong to no epoch.
+    Lightning's CSVLogger writes the training and validation figures of an epoch into different rows, deletes the file
+    when a run continues in its directory, and writes all rows again for each. Here the last row is written in place,
+    and the whole file only when a figure appears for the first time. Test figures are left out: they belong to no
+    epoch.
 
     Args:
         directory: directory of metrics.csv.
@@ -38,6 +41,8 @@ class MetricsTable(Logger):
         super().__init__()
         self.path = Path(directory) / "metrics.csv"
         self.rows = read_metrics(self.path)
+        self._columns: list[str] = []  # of the file; empty until this logger has written it
+        self._row_start = 0  # position of the last row in the file, in bytes
 
     @property
     def name(self) -> str:
@@ -51,7 +56,7 @@ class MetricsTable(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Add figures to the row of their epoch and write the file.
+        """Add figures to the row of their epoch and write it.
 
         Rows of later epochs are dropped: an earlier attempt wrote them before the run was resumed from here.
         """
@@ -61,31 +66,53 @@ class MetricsTable(Logger):
                 figures[name] = float(value)
         if not figures or "epoch" not in metrics:
             return
-        epoch = int(metrics["epoch"])
-        # Lightning logs training and validation figures of an epoch in separate calls
-        row: Row = {"epoch": epoch}
-        for known in self.rows:
-            if known["epoch"] == epoch:
-                row = known
+        row = self._open_row(int(metrics["epoch"]))
         row |= figures
         row["step"] = 0 if step is None else step
-        self.rows = [known for known in self.rows if known["epoch"] < epoch] + [row]
-        write_metrics(self.path, self.rows)
+        if self._columns and row.keys() <= set(self._columns) and self.path.is_file():
+            self._write_row(row)
+        else:
+            self._write_file()
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Ignore hyper-parameters: the run's config.yaml holds them."""
 
+    def _open_row(self, epoch: int) -> Row:
+        """Return the row of an epoch as the last one."""
+        if self.rows and self.rows[-1]["epoch"] > epoch:
+            self.rows = [row for row in self.rows if row["epoch"] <= epoch]
+            self._columns = []  # the file has the later rows still
+        # Lightning logs training and validation figures of an epoch in separate calls
+        if not self.rows or self.rows[-1]["epoch"] < epoch:
+            self.rows.append({"epoch": epoch})
+            if self._columns:
+                self._row_start = self.path.stat().st_size
+        return self.rows[-1]
 
-def write_metrics(path: Path, rows: Sequence[Row]) -> None:
-    """Replace metrics.csv atomically, because a run may be killed at any moment."""
-    # figures may appear later than the first epoch, so the header is the union of all rows
-    columns: dict[str, None] = dict.fromkeys(["epoch", "step"])
-    for row in rows:
-        columns |= dict.fromkeys(row)
-    with replacing(path) as fresh, fresh.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(columns))
-        writer.writeheader()
-        writer.writerows(rows)
+    def _write_row(self, row: Row) -> None:
+        """Write the last row over its former self: a kill loses no row before it."""
+        with self.path.open("r+b") as file:
+            file.seek(self._row_start)
+            file.write(_format_rows([row], self._columns))
+            file.truncate()
+
+    def _write_file(self) -> None:
+        # figures may appear later than the first epoch, so the header is the union of all rows
+        columns: dict[str, None] = dict.fromkeys(["epoch", "step"])
+        for row in self.rows:
+            columns |= dict.fromkeys(row)
+        self._columns = list(columns)
+        header = ",".join(self._columns).encode() + b"\n"
+        former = header + _format_rows(self.rows[:-1], self._columns)
+        with replacing(self.path) as fresh:
+            fresh.write_bytes(former + _format_rows(self.rows[-1:], self._columns))
+        self._row_start = len(former)
+
+
+def _format_rows(rows: Sequence[Row], columns: Sequence[str]) -> bytes:
+    text = io.StringIO()
+    csv.DictWriter(text, columns, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()
 
 
 def read_metrics(path: str | Path) -> list[Row]:
@@ -105,8 +132,9 @@ def read_metrics(path: str | Path) -> list[Row]:
     path = Path(path)
     if not path.is_file():
         return []
-    with path.open(newline="") as file:
-        return [_parse_row(row) for row in csv.DictReader(file)]
+    # a last line without its end was cut off when the machine went down
+    whole_lines = path.read_text().rpartition("\n")[0]
+    return [_parse_row(row) for row in csv.DictReader(whole_lines.splitlines())]
 
 
 def _parse_row(cells: dict[str, str]) -> Row:

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric, MetricCollection
 
-from lightconv.tasks.schedules import build_part, build_schedule, check_scheduler
+from lightconv.tasks.schedules import build_part, build_schedule, check_schedule_end, check_scheduler
 
 Batch = Sequence[Tensor]  # images and targets: a tuple, or a list from a DataLoader
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -51,6 +51,7 @@ class Task(L.LightningModule):
         self._training_loss = RunningSum()
         self._evaluation_loss = RunningSum()
         self._learning_rate = 0.0
+        self._epoch_figures: dict[str, float] = {}  # of the epoch that has just ended
         self._predictions: list[Tensor] = []
         self._targets: list[Tensor] = []
 
@@ -93,18 +94,39 @@ class Task(L.LightningModule):
         self._training_loss.add(at_least_float32(loss.detach()) * len(targets), len(targets))
         return loss
 
+    def on_train_start(self) -> None:
+        """Check the length of the schedule. After a resume at the end of an epoch, log the figures of that epoch.
+
+        Loggers get an epoch's figures after its checkpoint: a process killed between the two would lose them.
+
+        Raises:
+            InputError: If the run is longer than its schedule.
+        """
+        if self.scheduler is not None:
+            check_schedule_end(self.scheduler, self.trainer, self.trainer.estimated_stepping_batches)
+        if self._epoch_figures:
+            for logger in self.loggers:
+                logger.log_metrics(self._epoch_figures, step=self.trainer.global_step - 1)
+
     def on_train_epoch_start(self) -> None:
         """Record the learning rate of the epoch's first step."""
+        self._epoch_figures = {}
         self._learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_train_epoch_end(self) -> None:
         """Log the mean loss over the epoch and the learning rate."""
         loss = self._reduce_loss(self._training_loss)
         self.log_dict({"train/loss": loss, "lr": self._learning_rate}, sync_dist=True)
+        self._epoch_figures = {
+            "epoch": self.trainer.current_epoch,
+            "train/loss": loss.item(),
+            "lr": self._learning_rate,
+        }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the epoch's sum of losses so far, and the last validation's figures, those of these weights."""
+        """Store the epoch's sum of losses so far, or its figures if it has ended, and the last validation's figures."""
         checkpoint["epoch_so_far"] = {**vars(self._training_loss), "lr": self._learning_rate}
+        checkpoint["epoch_figures"] = self._epoch_figures
         figures = {}
         for name, value in self.trainer.callback_metrics.items():
             if name.startswith("val/"):
@@ -113,6 +135,7 @@ class Task(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue the sum of losses of an interrupted epoch."""
+        self._epoch_figures = checkpoint.get("epoch_figures", {})
         epoch_so_far = checkpoint.get("epoch_so_far")
         if epoch_so_far:
             self._training_loss = RunningSum(epoch_so_far["total"], epoch_so_far["count"])

@@ -74,6 +74,34 @@ def _check_length(steps: float) -> None:
             f"the scheduler spans the whole run, and this run has {number} steps: set trainer.max_epochs or "
             "trainer.max_steps, and trainer.limit_train_batches above 0, or choose scheduler=none"
         )
+def check_schedule_end(factory: Callable[..., LRScheduler], trainer: L.Trainer, end: float) -> None:
+    """Check that a schedule lasts until the run ends, or until its stage of fine-tuning does.
+
+    OneCycleLR raises an error after its end, and CosineAnnealingLR rises again. A checkpoint restores the length that
+    the schedule had.
+
+    Args:
+        factory: class of torch.optim.lr_scheduler, or a partial of one.
+        trainer: Trainer whose checkpoint is restored.
+        end: optimizer step after which the schedule is no longer needed.
+
+    Raises:
+        InputError: If the schedule ends earlier. A length configured by hand may do so, except OneCycleLR's.
+    """
+    configured = factory.keywords if isinstance(factory, partial) else {}
+    for config in trainer.lr_scheduler_configs:
+        scheduler = config.scheduler
+        names = [name for name in _LENGTH_ARGUMENTS if hasattr(scheduler, name)]
+        if config.interval != "step" or not names or (names[0] in configured and names[0] != "total_steps"):
+            continue
+        # the steps that this schedule has made so far may be fewer than the run's
+        last_step = trainer.global_step - scheduler.last_epoch + getattr(scheduler, names[0])
+        if last_step < end:
+            raise InputError(
+                f"the schedule of the learning rate ({type(scheduler).__name__}) ends at step {last_step}, and the run "
+                f"at step {end:g}. A schedule that has ended does not rise again: leave trainer.max_epochs as it was, "
+                "or start a new run with more epochs."
+            )
 
 
 def build_schedule(

@@ -1,3 +1,4 @@
+import resource
 import shutil
 from pathlib import Path
 
@@ -5,7 +6,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from lightconv.errors import InputError
+from lightconv.errors import InputError, InputWarning
 from lightconv.runs import checkpoints
 
 STORED = Path(__file__).parent / "stored"
@@ -30,7 +31,7 @@ def test_run_within_its_first_epoch(tmp_path):
 def test_paths_of_a_moved_run_are_rewritten(moved):
     path = moved / "checkpoints/last.ckpt"
     before = torch.load(path, weights_only=True)
-    checkpoints.rewrite_moved_checkpoint(path, moved)
+    checkpoints.rewrite_moved_checkpoints(moved)
     after = torch.load(path, weights_only=True)
     former = OmegaConf.load(moved / "config.yaml").directory
     assert former in str(before["callbacks"])
@@ -47,15 +48,82 @@ def test_run_in_its_place_is_left_alone(moved):
     OmegaConf.save(config, moved / "config.yaml")
     path = moved / "checkpoints/last.ckpt"
     before = path.stat().st_ino
-    checkpoints.rewrite_moved_checkpoint(path, moved)
+    checkpoints.rewrite_moved_checkpoints(moved)
     assert path.stat().st_ino == before
 
 
-@pytest.mark.parametrize(("max_epochs", "goes_on"), [(-1, True), (2, True), (1, True), (0, False)])
-def test_epochs_left(max_epochs, goes_on):
-    path = STORED / "checkpoints/last.ckpt"  # of the second epoch, whose index is 1
-    if goes_on:
-        checkpoints.check_epoch(path, max_epochs)
-    else:
-        with pytest.raises(InputError, match=r"trainer.max_epochs=0: .* is in epoch 2 already"):
-            checkpoints.check_epoch(path, max_epochs)
+@pytest.fixture
+def run(tmp_path):
+    """A run with last.ckpt, previous.ckpt and best.ckpt, numbered by their steps."""
+    folder = tmp_path / "run/checkpoints"
+    files = checkpoints.VerifiedCheckpoints()
+    for step in range(3):
+        files.save_checkpoint({"step": step}, folder / "last.ckpt")
+    files.save_checkpoint({"step": 0}, folder / "best.ckpt")
+    return tmp_path / "run"
+
+
+def step_of(path):
+    return torch.load(path, weights_only=True)["step"]
+
+
+def damage(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    path.write_bytes(content)
+
+
+def test_last_checkpoint_but_one_is_kept(run):
+    folder = run / "checkpoints"
+    assert {path.name: step_of(path) for path in folder.iterdir()} == {
+        "last.ckpt": 2,
+        "previous.ckpt": 1,
+        "best.ckpt": 0,
+    }
+
+
+@pytest.mark.parametrize(("damaged", "step"), [(("last",), 1), (("last", "previous"), 0)])
+def test_damaged_checkpoint_is_replaced_by_the_one_before(run, damaged, step):
+    for name in damaged:
+        damage(run / f"checkpoints/{name}.ckpt")
+    with pytest.warns(InputWarning, match=r"last.ckpt is damaged: .* The run goes on from .*\.ckpt"):
+        checkpoints.repair_last_checkpoint(run)
+    assert step_of(run / "checkpoints/last.ckpt") == step
+    # the next checkpoint does not push the damaged one into the place of the one before
+    checkpoints.VerifiedCheckpoints().save_checkpoint({"step": 3}, run / "checkpoints/last.ckpt")
+    assert step_of(run / "checkpoints/previous.ckpt") == step
+
+
+def test_process_killed_between_two_renames(run):
+    (run / "checkpoints/last.ckpt").unlink()
+    (run / "checkpoints/.last.ckpt.0a1b.new").touch()
+    checkpoints.repair_last_checkpoint(run)
+    assert step_of(run / "checkpoints/last.ckpt") == 1
+    assert not (run / "checkpoints/.last.ckpt.0a1b.new").exists()
+
+
+def test_all_checkpoints_damaged(run):
+    for path in (run / "checkpoints").iterdir():
+        damage(path)
+    with pytest.raises(InputError, match="No checkpoint is left to resume from"):
+        checkpoints.repair_last_checkpoint(run)
+
+
+def test_damaged_checkpoint_is_not_read(run):
+    path = run / "checkpoints/best.ckpt"
+    assert checkpoints.VerifiedCheckpoints().load_checkpoint(path)["step"] == 0
+    damage(path)
+    with pytest.raises(InputError, match=r"best.ckpt is damaged"):
+        checkpoints.VerifiedCheckpoints().load_checkpoint(path)
+
+
+def test_full_disk_leaves_the_old_checkpoint(run):
+    before = sorted((path.name, path.read_bytes()) for path in (run / "checkpoints").iterdir())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            checkpoints.VerifiedCheckpoints().save_checkpoint({"a": torch.zeros(10_000)}, run / "checkpoints/last.ckpt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert before == sorted((path.name, path.read_bytes()) for path in (run / "checkpoints").iterdir())
