@@ -52,10 +52,11 @@ def find_damage(path: Path) -> str | None:
     end_record = ending[-_END_BYTES:]
     if not end_record.startswith(_END_SIGNATURE) or not end_record.endswith(b"\0\0"):
         return "its end is missing"
-    return _find_damaged_entry(path)
+    return find_damaged_entry(path)
 
 
-def _find_damaged_entry(path: Path) -> str | None:
+def find_damaged_entry(path: Path) -> str | None:
+    """Return what is wrong with the entries of a zip archive, by their CRC-32; None if nothing is."""
     try:
         with zipfile.ZipFile(path) as archive:
             name = archive.testzip()

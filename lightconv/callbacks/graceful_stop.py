@@ -54,8 +54,16 @@ class GracefulStop(L.Callback):
 
         Lightning installs its own handlers after ``on_fit_start``.
         """
-        if threading.current_thread() is threading.main_thread():
-            self._install_handlers(trainer)
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for name in _SIGNALS:
+            number = getattr(signal, name, None)
+            # with several processes, Lightning passes SIGTERM on to the others
+            if number is None or (trainer.world_size > 1 and name != "SIGINT"):
+                continue
+            # a signal ignored before, as by nohup, stays ignored
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._previous_handlers[number] = signal.signal(number, self._handle_signal)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -86,16 +94,6 @@ class GracefulStop(L.Callback):
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Restore the previous handlers."""
         self._restore()
-
-    def _install_handlers(self, trainer: L.Trainer) -> None:
-        for name in _SIGNALS:
-            number = getattr(signal, name, None)
-            # with several processes, Lightning passes SIGTERM on to the others
-            if number is None or (trainer.world_size > 1 and name != "SIGINT"):
-                continue
-            # a signal ignored before, as by nohup, stays ignored
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                self._previous_handlers[number] = signal.signal(number, self._handle_signal)
 
     def _stop_if_requested(self) -> None:
         if self._requested is None:

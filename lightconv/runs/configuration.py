@@ -67,20 +67,16 @@ def override_config(config: DictConfig, settings: Sequence[str]) -> DictConfig:
     config = deepcopy(config)
     for override in OverridesParser.create().parse_overrides(list(settings)):
         name = override.key_or_group
-        if override.is_delete():
-            _delete(config, name)
-        else:
+        if not override.is_delete():
             OmegaConf.update(config, name, override.value(), force_add=override.is_add() or override.is_force_add())
+            continue
+        parent, _, key = name.rpartition(".")
+        node = OmegaConf.select(config, parent) if parent else config
+        if not isinstance(node, DictConfig) or key not in node:
+            raise InputError(f"~{name}: the configuration has no {name}")
+        with open_dict(node):
+            del node[key]
     return config
-
-
-def _delete(config: DictConfig, name: str) -> None:
-    parent, _, key = name.rpartition(".")
-    node = OmegaConf.select(config, parent) if parent else config
-    if not isinstance(node, DictConfig) or key not in node:
-        raise InputError(f"~{name}: the configuration has no {name}")
-    with open_dict(node):
-        del node[key]
 
 
 def replace_settings(config: DictConfig, data: Mapping[str, Any], task: Mapping[str, Any]) -> DictConfig:

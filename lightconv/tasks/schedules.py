@@ -74,6 +74,8 @@ def _check_length(steps: float) -> None:
             f"the scheduler spans the whole run, and this run has {number} steps: set trainer.max_epochs or "
             "trainer.max_steps, and trainer.limit_train_batches above 0, or choose scheduler=none"
         )
+
+
 def check_schedule_end(factory: Callable[..., LRScheduler], trainer: L.Trainer, end: float) -> None:
     """Check that a schedule lasts until the run ends, or until its stage of fine-tuning does.
 
