@@ -1,5 +1,6 @@
 """lightconv evaluate: test a finished run's network again, on its own or on other files of the same set."""
 
+import json
 from pathlib import Path
 
 import lightning as L
@@ -8,9 +9,14 @@ from omegaconf import DictConfig
 
 from lightconv.cli import tables
 from lightconv.cli.settings import check_choice
+from lightconv.data import ImageFolder
+from lightconv.data.base import SplitName
+from lightconv.data.folder import warn_of_training_images
+from lightconv.data.overlap import find_same_files
+from lightconv.errors import InputError
 from lightconv.operators.backend import use_backend
 from lightconv.runs import Run, results
-from lightconv.runs.build import instantiate
+from lightconv.runs.build import build_data, instantiate
 from lightconv.runs.configuration import load_config, replace_settings
 from lightconv.runs.directory import existing_run, write_json
 
@@ -29,6 +35,7 @@ def evaluate(config: DictConfig) -> float:
     run_config = replace_settings(load_config(directory), data=config.data, task=config.task)
     run = Run(directory, run_config, config.checkpoint)
     figures = test(run, config)
+    check_overlap(run, config.split)
     output = Path(HydraConfig.get().runtime.output_dir)
     write_json(output / "metrics.json", figures)
     title = f"{results.run_title(run.task, run.data)}, {config.split}"
@@ -38,6 +45,25 @@ def evaluate(config: DictConfig) -> float:
     tables.show_classes(run.classes, run.task.class_results)
     tables.show_figures(title, {**figures, "directory": str(output)})
     return figures[f"{config.split}/accuracy"]
+
+
+def check_overlap(run: Run, split: SplitName) -> None:
+    """Warn if images of the split were trained on: in a folder that is not the run's, or with other splits."""
+    original = load_config(run.directory)
+    # equal settings give equal splits
+    if not isinstance(run.data, ImageFolder) or run.config.data == original.data:
+        return
+    try:
+        training = build_data(original, run.task)
+        bad = json.loads((run.directory / "bad_files.json").read_text())
+        assert isinstance(training, ImageFolder)
+        trained = training.files("train", bad)
+    except (InputError, OSError, ValueError):
+        return  # the run's own images are gone
+    files = run.data.files(split)
+    same = find_same_files(files, trained)
+    if same:
+        warn_of_training_images([str(files[position]) for position in same], split)
 
 
 def test(run: Run, config: DictConfig) -> dict[str, float]:

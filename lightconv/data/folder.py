@@ -1,7 +1,7 @@
 """Your own images: a folder with one sub-folder per class, or a CSV of paths and labels."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -10,17 +10,18 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from platformdirs import user_cache_path
 
-from lightconv.data.base import SPLIT_NAMES, ImageData, Split, SplitName, Stage
+from lightconv.data.base import SPLIT_NAMES, ImageData, Split, SplitName, Stage, stratified_positions
 from lightconv.data.decoding import FITS, Fit
 from lightconv.data.disk import cache_on_disk
 from lightconv.data.listing import Entry, assign_splits, list_class_folders, list_classes, read_table
+from lightconv.data.overlap import find_same_files, find_same_images
 from lightconv.data.stored import BadRows, Decoder, ReadRows, StoredImages, cache_in_memory, decode_every_time
 from lightconv.errors import InputError, InputWarning
 
 OnError = Literal["skip", "raise"]
 Cache = Literal["memory", "disk", "none"]
 
-_LISTED = 20  # bad files in the warning
+_LISTED = 20  # files in a warning
 
 
 class ImageFolder(ImageData):
@@ -117,6 +118,7 @@ class ImageFolder(ImageData):
             self.image_shape = (3, image_size, image_size)
         self.decoder = Decoder(self.image_shape[1], fit, workers, strict=on_error == "raise")
         self.bad_files: dict[str, str] = {}
+        self._files: dict[str, list[Entry]] = {}  # by split
         self._classes = None if classes is None else tuple(map(str, classes))
 
     @cached_property
@@ -173,6 +175,7 @@ class ImageFolder(ImageData):
                 raise InputError(f"{self._source}: no image is left for the {name} split: add images")
         if stage == "fit":
             self._check_classes()
+            self._check_overlap()
 
     def load(self, stage: Stage) -> dict[str, Split]:
         """Decode all files; to test, only the test split's if it has files of its own."""
@@ -187,9 +190,9 @@ class ImageFolder(ImageData):
         good = [row for row in range(len(entries)) if row not in bad]
         self._report_bad_files(len(entries))
         readable = [entries[row] for row in good]
-        shares = {"test": self.test, "validation": self.validation}
-        missing = {name: share for name, share in shares.items() if name not in existing}
-        splits = assign_splits(readable, missing, self.split_seed)
+        splits = self._assign(readable)
+        for name, positions in splits.items():
+            self._files[name] = [readable[position] for position in positions]
         numbers = {name: number for number, name in enumerate(self.classes)}
         labels = torch.tensor([numbers[entry.label] for entry in readable], dtype=torch.long)
         # positions among the readable files -> rows of the store
@@ -197,6 +200,41 @@ class ImageFolder(ImageData):
         if stage == "test":
             splits = {"test": splits["test"]}
         return {name: (images.subset(positions), labels[positions]) for name, positions in splits.items()}
+
+    def _assign(self, readable: list[Entry]) -> dict[str, list[int]]:
+        existing = {entry.split for entry in self.listing[1]}
+        shares = {"test": self.test, "validation": self.validation}
+        missing = {name: share for name, share in shares.items() if name not in existing}
+        return assign_splits(readable, missing, self.split_seed)
+
+    def files(self, name: SplitName, bad: Collection[str] | None = None) -> list[Path]:
+        """Return the files of a split.
+
+        Args:
+            name: name of the split.
+            bad: names of files that give no image; None decodes all files to find them.
+        """
+        if bad is None:
+            self.split(name)
+            entries = self._files[name]
+        else:
+            readable = [entry for entry in self.listing[1] if entry.name not in bad]
+            entries = [readable[position] for position in self._assign(readable)[name]]
+        if name == "train" and self.training_images not in {None, len(entries)}:
+            labels = torch.tensor([self.classes.index(entry.label) for entry in entries])
+            _, chosen = stratified_positions(labels, self.training_images)
+            entries = [entries[position] for position in chosen]
+        return [entry.path for entry in entries]
+
+    def _check_overlap(self) -> None:
+        """Warn of validation and test images that are training images, too."""
+        for name in SPLIT_NAMES[1:]:
+            if self.cache == "none":  # images would be decoded once more
+                same = find_same_files(self.files(name), self.files("train"))
+            else:
+                same = find_same_images(self.split(name)[0], self.split("train")[0])
+            if same:
+                warn_of_training_images([self._files[name][position].name for position in same], name)
 
     def _read(self, paths: list[Path], part: str) -> tuple[ReadRows, BadRows]:
         if self.cache == "none" or not paths:
@@ -213,8 +251,7 @@ class ImageFolder(ImageData):
     def _report_bad_files(self, files: int) -> None:
         lines = []
         for name, reason in self.bad_files.items():
-            shown = name if name.isprintable() else repr(name)
-            lines.append(f"  {shown}: {reason}")
+            lines.append(f"  {printable_line(name)}: {reason}")
         bad = len(lines)
         if bad > _LISTED:
             lines[_LISTED:] = [f"  and {bad - _LISTED:,} more"]
@@ -236,6 +273,25 @@ class ImageFolder(ImageData):
                 f"{self._source}: class {name} has {len(files)} files, of which {bad} give no image, and none is "
                 "left to train on after setting validation and test images apart: add images of this class"
             )
+
+
+def warn_of_training_images(names: Sequence[str], split: str) -> None:
+    """Warn that images of another split are training images.
+
+    Args:
+        names: names of the images.
+        split: name of the split.
+    """
+    lines = [f"{len(names):,} {split} images are training images, so that {split} figures are too good:"]
+    lines += [f"  {printable_line(name)}" for name in names[:_LISTED]]
+    if len(names) > _LISTED:
+        lines.append(f"  and {len(names) - _LISTED:,} more")
+    rank_zero_warn("\n".join(lines), category=InputWarning)
+
+
+def printable_line(name: str) -> str:
+    """Return a name that stays on its line."""
+    return name if name.isprintable() else repr(name)
 
 
 def _expand(path: str | Path | None) -> Path | None:

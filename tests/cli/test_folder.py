@@ -1,10 +1,11 @@
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
 from helpers.command_line import metrics
-from helpers.photographs import BAD, write_odd_files, write_photographs
+from helpers.photographs import BAD, photograph, write_odd_files, write_photographs
 from omegaconf import OmegaConf
 
 import lightconv as lc
@@ -88,6 +89,24 @@ def test_run_keeps_its_classes(lightconv, mistake, photographs):
     message = mistake(lightconv, "evaluate", "run=runs/mine")
     assert "classes unknown to the network: animal; it knows flower, temple" in message
     assert "animal" in mistake(lightconv, "train", "resume=runs/mine", "trainer.max_epochs=3")
+
+
+def test_evaluation_on_training_images(lightconv, tmp_path):
+    root = write_photographs(tmp_path / "photographs", 8)
+    lightconv("train", *SETTINGS, "trainer.max_epochs=1")
+    with pytest.warns(InputWarning, match="^12 test images are training images, so that test figures are too good"):
+        lightconv("evaluate", "run=runs/mine", "+data.test=1")
+    shutil.copytree(root, tmp_path / "copy")
+    with pytest.warns(InputWarning, match="^12 test images are training images"):
+        lightconv("evaluate", "run=runs/mine", "data.root=copy", "+data.test=1")
+    for number, path in enumerate(sorted((tmp_path / "copy").rglob("*.jpg"))):
+        photograph(100 + number).save(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", InputWarning)
+        lightconv("evaluate", "run=runs/mine", "data.root=copy", "+data.test=1")
+        lightconv("evaluate", "run=runs/mine", "data.batch_size=4")
+        shutil.rmtree(root)
+        lightconv("evaluate", "run=runs/mine", "data.root=copy", "+data.test=1")
 
 
 def test_resume_from_images_on_disk(lightconv, photographs):

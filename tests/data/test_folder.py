@@ -1,3 +1,4 @@
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -99,7 +100,8 @@ def test_bad_files_are_skipped_with_a_warning(tmp_path):
     assert {name.removeprefix("flower/") for name in data.bad_files} == set(BAD)
     assert all(BAD[name.removeprefix("flower/")][1] in reason for name, reason in data.bad_files.items())
     assert sum(len(data.split(name)[1]) for name in ("train", "validation", "test")) == 24 + len(ODD)
-    (warning,) = (str(warning.message) for warning in told)
+    warning, *others = (str(warning.message) for warning in told)
+    assert all("are training images" in other for other in others)  # one photograph in many formats
     assert f"{len(BAD)} of {24 + len(ODD) + len(BAD)} files give no image and are skipped" in warning
     assert "flower/bomb.png: Image size" in warning
     assert f"and {len(BAD) - 20} more" in warning
@@ -208,6 +210,37 @@ def test_class_with_too_few_images(colours):
     write_colours(colours, a=20, b=20, c=2)
     with pytest.raises(InputError, match="class c has 2 files, of which 0 give no image, and none is left to train on"):
         folder(colours).setup("fit")
+
+
+@pytest.mark.parametrize(("name", "split"), [("Test", "test"), ("val", "validation")])
+@pytest.mark.parametrize(("cache", "found"), [("memory", 3), ("disk", 3), ("none", 2)])
+def test_training_images_in_another_split(tmp_path, name, split, cache, found):
+    root = tmp_path / "set"
+    write_colours(root / "Train", a=4, b=4)
+    for number, other in enumerate(("Test", "val")):
+        (root / other / "a").mkdir(parents=True)
+        Image.new("RGB", (3, 2), (number, 99, 99)).save(root / other / "a/new.png")
+    shutil.copy(root / "Train/a/0.png", root / name / "a/copy.png")
+    (root / name / "a/link.png").symlink_to(root / "Train/b/1.png")
+    Image.open(root / "Train/b/2.png").save(root / name / "a/2.bmp")  # other bytes, the same pixels
+    with pytest.warns(InputWarning, match=f"^{found} {split} images are training images") as told:
+        folder(root, cache=cache).setup("fit")
+    assert f"{name}/a/copy.png" in str(told[0].message)
+    assert f"{name}/a/new.png" not in str(told[0].message)
+
+
+def test_no_warning_about_images_of_their_own(colours, recwarn):
+    folder(colours).setup("fit")
+    assert not [warning for warning in recwarn if issubclass(warning.category, InputWarning)]
+
+
+def test_files_of_a_sample_of_the_training_images(colours):
+    data = folder(colours, training_images=10)
+    names = {path.relative_to(colours).as_posix() for path in data.files("train")}
+    images, labels = data.split("train")
+    pairs = zip(labels.tolist(), images[:][:, 1, 0, 0].tolist(), strict=True)
+    assert {f"{'ab'[label]}/{green}.png" for label, green in pairs} == names
+    assert folder(colours, training_images=10).files("train", bad=[]) == data.files("train")
 
 
 def test_folder_without_images(tmp_path):
