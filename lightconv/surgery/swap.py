@@ -4,6 +4,10 @@
 layer keeps its parameters, buffers, hooks and mode. It passes the same isinstance checks, and every reference to it
 stays valid.
 
+The new class equals the layer's own class in look-ups, such as ``{nn.Conv2d: ...}[type(layer)]``. Only
+``type(layer) is nn.Conv2d`` differs. A layer that is given a qconfig, for torch.ao.quantization, gets its own class
+back.
+
 A pickle or a ``torch.save`` file of a swapped model holds the original classes. It loads without lightconv; swap the
 model again after loading it.
 """
@@ -163,6 +167,8 @@ def layer_unsupported_reason(layer: nn.Module) -> str | None:
     """Return why `swap` leaves a layer, None if it can swap it."""
     if isinstance(layer, Conv2d | MaxPool2d):
         return "already a lightconv layer"
+    if getattr(layer, "qconfig", None) is not None:
+        return "has a qconfig: torch.ao.quantization replaces it"
     if isinstance(layer, LazyModuleMixin):
         return "lazy layer: swap it after its first batch, which changes its class"
     kind = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.MaxPool2d
@@ -173,10 +179,34 @@ def layer_unsupported_reason(layer: nn.Module) -> str | None:
     return None
 
 
+class _EqualToOriginal(type):
+    """Metaclass of the classes created by `swap`: each equals its original class and has its hash.
+
+    torch.ao.quantization, thop, captum and others look up ``type(layer)`` in tables of torch's classes. They find a
+    swapped layer, and treat it as the layer that it was.
+    """
+
+    def __eq__(cls, other: object) -> bool:
+        return cls is other or cls._key() is other
+
+    def __hash__(cls) -> int:
+        return type.__hash__(cls._key())
+
+    def _key(cls) -> Any:
+        # vars(): a class that parametrize derives from a swapped one is another class, as it is from the original
+        return vars(cls).get("_original_class", cls)
+
+
 class _SwappedLayer:
     """Mixin of the classes created by `swap`. Pickles hold the original class instead."""
 
     _original_class: Any
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        # torch.ao.quantization replaces layers that have a qconfig, some of them only if `type(layer) is nn.Conv2d`
+        if name == "qconfig" and value is not None:
+            restore(self)  # type: ignore[arg-type]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         # by default a copy is built as a pickle is, and so would be of the original class
@@ -211,7 +241,10 @@ def _swapped_class(original: Any) -> Any:
         "__doc__": original.__doc__,
         "_original_class": original,
     }
-    return type(original.__name__, (_SwappedLayer, base, original), attributes)
+    metaclass: Any = _EqualToOriginal
+    if type(original) is not type:  # such as a subclass of an abstract class
+        metaclass = type("_EqualToOriginal", (_EqualToOriginal, type(original)), {})
+    return metaclass(original.__name__, (_SwappedLayer, base, original), attributes)
 
 
 def exchange_class(layer: nn.Module, old: type[nn.Module], new: type[nn.Module]) -> None:

@@ -1,3 +1,4 @@
+import abc
 import copy
 import pickle
 import subprocess
@@ -351,3 +352,62 @@ def test_jit_trace(kernels):
 def test_name_with_wildcard_characters():
     model = nn.ModuleDict({"conv[1]": nn.Conv2d(1, 1, 1)})
     assert list(lc.swap(model, include="conv[1]").swapped) == ["conv[1]"]
+
+
+def test_tables_by_class_find_a_swapped_layer():
+    model = network()
+    lc.swap(model)
+    table = {nn.Conv2d: "convolution", nn.MaxPool2d: "pooling", Renamed: "renamed"}
+    assert [table.get(kind) for kind in classes(model[:4])[1:]] == ["convolution", None, "pooling", "renamed"]
+    assert type(model[0]) == nn.Conv2d  # noqa: E721
+    assert nn.Conv2d == type(model[0])  # noqa: E721
+    assert type(model[3]) != nn.Conv2d  # noqa: E721
+    # parametrize derives a class of its own, which no table finds on a plain layer either
+    parametrizations.weight_norm(model[0])
+    assert type(model[0]) not in table
+
+
+def test_class_with_a_metaclass():
+    class Abstract(nn.Conv2d, metaclass=abc.ABCMeta):
+        pass
+
+    model = nn.Sequential(Abstract(3, 4, 3))
+    lc.swap(model)
+    assert {Abstract: 1}[type(model[0])] == 1
+    assert isinstance(model[0], lc.nn.Conv2d)
+    lc.restore(model)
+    assert type(model[0]) is Abstract
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("way", ["eager", "eager in training", "fx", "fx in training"])
+def test_quantization_as_before(way, images):
+    import torch.ao.quantization as ao
+    from torch.ao.quantization import quantize_fx
+
+    def quantize(change):
+        model = network()[:3].train("training" in way)
+        change(model)
+        if way.startswith("fx"):
+            prepare = quantize_fx.prepare_qat_fx if "training" in way else quantize_fx.prepare_fx
+            prepared = prepare(model, ao.get_default_qconfig_mapping("x86"), images)
+            prepared(images)
+            return quantize_fx.convert_fx(prepared.eval())
+        model = nn.Sequential(ao.QuantStub(), model, ao.DeQuantStub()).train("training" in way)
+        model.qconfig = ao.get_default_qat_qconfig("x86") if "training" in way else ao.get_default_qconfig("x86")
+        prepared = ao.prepare_qat(model) if "training" in way else ao.prepare(model)
+        prepared(images)
+        return ao.convert(prepared.eval())
+
+    plain, swapped = quantize(lambda model: None), quantize(lc.swap)
+    assert "torch.ao.nn" in str(classes(plain))
+    assert str(classes(swapped)) == str(classes(plain))
+    assert torch.equal(swapped(images), plain(images))
+
+
+def test_layer_with_a_qconfig_is_left():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
+    model[0].qconfig = torch.ao.quantization.default_qconfig
+    assert lc.swap(model).left == {"0": "has a qconfig: torch.ao.quantization replaces it"}
+    model[1].qconfig = None
+    assert ours(model) == ["1"]
