@@ -120,7 +120,8 @@ class Task(L.LightningModule):
         self._epoch_figures = {
             "epoch": self.trainer.current_epoch,
             "train/loss": loss.item(),
-            "lr": self._learning_rate,
+            # in the precision that Lightning logs it in
+            "lr": torch.tensor(self._learning_rate).item(),
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
