@@ -32,6 +32,7 @@ FORMATS = (
 # ISO base media files name their kind in bytes 8 to 12
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _LARGE = 2**24  # pixels; larger images are decoded one at a time, whatever the number of threads
+_STRIP = 2**22  # pixels converted at a time
 _large_image = threading.Lock()
 # reasons that lie in the file or its path; all others lie in the machine: open files, memory, a network
 _FILE_ERRORS = {
@@ -159,9 +160,24 @@ def unknown_kind(path: Path) -> str:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image of any mode to RGB: transparent pixels over white, 16 bits scaled to 8.
 
+    A large image is converted in strips: the steps between take many times the memory of its pixels.
+
     Raises:
         UnreadableError: If the range of the pixel values is unknown.
     """
+    width, height = image.size
+    if width * height <= _STRIP:
+        return convert_pixels(image)
+    rgb = Image.new("RGB", image.size)
+    rows = max(1, _STRIP // width)
+    for top in range(0, height, rows):
+        strip = image.crop((0, top, width, min(top + rows, height)))
+        rgb.paste(convert_pixels(strip), (0, top))
+    return rgb
+
+
+def convert_pixels(image: Image.Image) -> Image.Image:
+    """Convert an image to RGB at once; see `to_rgb`."""
     if image.mode == "F":
         raise UnreadableError("floating-point pixels of unknown range")
     if image.mode.startswith("I"):

@@ -4,6 +4,7 @@ Published sets call them Train and Test, training_set and test_set, seg_train an
 asl_alphabet_test. Archives often wrap a folder in one of the same name.
 """
 
+import os
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -19,6 +20,8 @@ SPLITS = {
     "valid": "validation",
     "validation": "validation",
     "dev": "validation",
+    "eval": "validation",
+    "evaluation": "validation",
     "test": "test",
     "testing": "test",
 }
@@ -42,7 +45,9 @@ def is_clutter(name: str) -> bool:
 def subfolders(folder: Path) -> list[Path]:
     """Return the folders in a folder, in alphabetical order, without clutter."""
     try:
-        return sorted(path for path in folder.iterdir() if path.is_dir() and not is_clutter(path.name))
+        with os.scandir(folder) as entries:  # asks the disk about links alone, not about each of a million images
+            names = [entry.name for entry in entries if entry.is_dir() and not is_clutter(entry.name)]
+        return [folder / name for name in sorted(names)]
     except OSError as error:
         raise unreadable(error) from error
 
@@ -81,6 +86,12 @@ def class_parts(folder: Path) -> list[tuple[str, Path]]:
     if len(splits) < 2:
         return [("train", folder)]
     _check_others(folder, splits, others)
+    loose = sorted(path.name for path in folder.iterdir() if path.is_file() and not is_clutter(path.name))
+    if loose:
+        rank_zero_warn(
+            f"{folder} has {len(loose):,} files beside its splits, such as {loose[0]}: they are not used",
+            category=InputWarning,
+        )
     return [(split, part) for part, split in splits.items()]
 
 
@@ -147,20 +158,25 @@ def _check_others(root: Path, splits: dict[Path, str], others: list[Path]) -> No
 
 
 def check_ambiguous(root: Path) -> None:
-    """Raise if a folder with the name of a split holds classes that lie beside it, too."""
+    """Raise if a folder with the name of a split holds classes that lie beside it, or in a folder beside it."""
     folders = subfolders(root)
-    classes = {folder.name for folder in folders}
     for folder in folders:
-        split, rest = _parse(folder.name)
-        common = classes & {inner.name for inner in subfolders(folder)}
-        if split and not rest and common:
+        split, _ = _parse(folder.name)
+        within = {inner.name for inner in subfolders(folder)} if split or len(folders) == 1 else set()
+        if not within:
+            continue
+        others: set[str] = set()
+        for other in folders:
+            if other != folder:
+                others |= {other.name, *(inner.name for inner in subfolders(other))}
+        if within & others:
             raise InputError(
-                f"{folder} holds folders with the names of classes beside it ({', '.join(sorted(common))}): put those "
-                f"into {root / 'train'}, or name {folder.name} in a CSV, data.labels=FILE.csv"
+                f"{folder} looks like a split: it holds folders with the names of others beside it "
+                f"({', '.join(sorted(within & others))}). Name the splits train, val and test, or list the images in a "
+                "CSV, data.labels=FILE.csv"
             )
-        within = [inner.name for inner in subfolders(folder)]
-        if (split or len(folders) == 1) and len(within) > 1:
-            names = ", ".join(within)
+        if len(within) > 1:
+            names = ", ".join(sorted(within))
             rank_zero_warn(
                 f"{folder} counts as one class; if its folders {names} are the classes, set it by data.root",
                 category=InputWarning,

@@ -4,6 +4,7 @@ import os
 import re
 import struct
 import sys
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -162,6 +163,24 @@ def test_large_images_one_at_a_time(tmp_path, monkeypatch):
     decode(tmp_path / "x.png", SIDE)
     assert locked == [True]
     assert not lock.locked()
+
+
+@pytest.mark.parametrize("name", [name for name in ODD if name != "one_pixel.png"], ids=ascii)
+def test_strips_of_a_large_image_make_no_difference(tmp_path, monkeypatch, name):
+    ODD[name][0](tmp_path / name)
+    expected = decode(tmp_path / name, SIDE)
+    monkeypatch.setattr(decoding, "_STRIP", 200)
+    assert torch.equal(decode(tmp_path / name, SIDE), expected)
+
+
+def test_memory_of_a_large_image_of_16_bits(tmp_path):
+    side = 3000
+    save(Image.fromarray(np.zeros((side, side), np.uint16)))(tmp_path / "x.png")
+    tracemalloc.start()  # sees numpy's memory, not PIL's own
+    decode(tmp_path / "x.png", SIDE)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20 * side**2
 
 
 def test_pixel_bomb_between_pils_warning_and_error(tmp_path, monkeypatch):

@@ -79,6 +79,7 @@ def test_folders_of_systems_are_no_classes(tmp_path, name):
         ("archive/data/train", "archive/data/test"),
         ("photos/train", "photos/test"),
         ("train2017", "test2017"),
+        ("Training Set", "Test Set"),
     ],
 )
 def test_published_layouts(tmp_path, train, test):
@@ -101,6 +102,12 @@ def test_splits_within_classes(tmp_path):
         "1": ("cat", "train"), "2": ("cat", "test"), "3": ("dog", "train"), "4": ("dog", "validation"),
         "5": ("cow", "train"),
     }  # fmt: skip
+
+
+def test_files_beside_the_splits_of_a_class(tmp_path):
+    touch(tmp_path, "cat/train/1.jpg", "cat/test/2.jpg", "cat/3.jpg")
+    with pytest.warns(InputWarning, match="cat has 1 files beside its splits, such as 3.jpg: they are not used"):
+        assert len(list_class_folders(tmp_path)[1]) == 2
 
 
 @pytest.mark.parametrize(
@@ -126,7 +133,9 @@ def test_test_folder_without_labels(tmp_path):
     ("files", "words"),
     [
         (["train/cat/1.jpg", "test/cat/2.jpg", "bus/deep/3.jpg"], "bus, which is none"),
-        (["cat/1.jpg", "dog/2.jpg", "Test/cat/3.jpg"], r"Test holds folders .* beside it \(cat\)"),
+        (["cat/1.jpg", "dog/2.jpg", "Test/cat/3.jpg"], r"Test looks like a split: .* \(cat\)"),
+        (["train/cat/1.jpg", "holdout/cat/2.jpg"], r"train looks like a split: .* \(cat\)"),
+        (["a_train/cat/1.jpg", "b_test/cat/2.jpg"], r"a_train looks like a split: .* \(cat\)"),
         (["cat/train/good/1.jpg", "cat/test/good/2.jpg", "cat/ground_truth/bad/3.jpg"], "ground_truth, which is none"),
     ],
 )
@@ -143,7 +152,9 @@ def test_class_that_looks_like_a_set(tmp_path, files):
         list_class_folders(tmp_path)
 
 
-@pytest.mark.parametrize("names", [["valid", "invalid"], ["train", "bus"], ["0", "1"], ["test tube", "train station"]])
+@pytest.mark.parametrize(
+    "names", [["valid", "invalid"], ["train", "bus"], ["eval", "cat"], ["0", "1"], ["test tube", "train station"]]
+)
 def test_classes_named_like_splits(tmp_path, names):
     touch(tmp_path, *(f"{name}/1.jpg" for name in names))
     assert list_class_folders(tmp_path)[0] == sorted(names)
