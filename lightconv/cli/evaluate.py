@@ -8,7 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from lightconv.cli import tables
-from lightconv.cli.settings import check_choice
+from lightconv.cli.settings import as_list, check_choice
 from lightconv.data import ImageFolder
 from lightconv.data.base import SplitName
 from lightconv.data.folder import warn_of_training_images
@@ -32,10 +32,10 @@ def evaluate(config: DictConfig) -> float:
     """
     directory = existing_run(config.run, "run")
     check_choice(config, "split", ("test", "validation"))
-    run_config = replace_settings(load_config(directory), data=config.data, task=config.task)
-    run = Run(directory, run_config, config.checkpoint)
+    stored = load_config(directory, as_list(config.allow))
+    run = Run(directory, replace_settings(stored, data=config.data, task=config.task), config.checkpoint)
     figures = test(run, config)
-    check_overlap(run, config.split)
+    check_overlap(run, stored, config.split)
     output = Path(HydraConfig.get().runtime.output_dir)
     write_json(output / "metrics.json", figures)
     title = f"{results.run_title(run.task, run.data)}, {config.split}"
@@ -47,9 +47,14 @@ def evaluate(config: DictConfig) -> float:
     return figures[f"{config.split}/accuracy"]
 
 
-def check_overlap(run: Run, split: SplitName) -> None:
-    """Warn if images of the split were trained on: in a folder that is not the run's, or with other splits."""
-    original = load_config(run.directory)
+def check_overlap(run: Run, original: DictConfig, split: SplitName) -> None:
+    """Warn if images of the split were trained on: in a folder that is not the run's, or with other splits.
+
+    Args:
+        run: run with its settings of today.
+        original: configuration of the run as it was trained.
+        split: split that was evaluated.
+    """
     # equal settings give equal splits
     if not isinstance(run.data, ImageFolder) or run.config.data == original.data:
         return

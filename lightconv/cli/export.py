@@ -36,7 +36,7 @@ def export(config: DictConfig) -> None:
     check_formats(formats)
     # a checkpoint of a run names the run as well, so run= may be left out
     directory = existing_run(config.run or run_of_checkpoint(config.checkpoint), "run")
-    run_config = replace_settings(load_config(directory), data=config.data, task={})
+    run_config = replace_settings(load_config(directory, as_list(config.allow)), data=config.data, task={})
     run = Run(directory, run_config, config.checkpoint)
     run.data.setup("test")
     images, _ = next(iter(run.data.test_dataloader()))

@@ -16,7 +16,7 @@ class Resume(NamedTuple):
     """Arguments of ``lightconv train`` in two parts.
 
     Attributes:
-        arguments: flags, ``resume`` and settings of Hydra itself, for Hydra.
+        arguments: flags, ``resume``, ``allow`` and settings of Hydra itself, for Hydra.
         settings: all other settings, for the configuration of the run. None for a new run: Hydra gets them all.
     """
 
@@ -60,7 +60,7 @@ def _split(arguments: list[str], directory: Path) -> Resume:
         name, equals, _ = argument.partition("=")
         if argument.startswith("-") or not (equals or argument.startswith("~")):
             for_hydra.append(argument)  # a flag, or the value of one
-        elif name.lstrip("+~").startswith(("hydra.", "hydra/")) or name == "resume":
+        elif name.lstrip("+~").startswith(("hydra.", "hydra/")) or name in {"resume", "allow"}:
             for_hydra.append(argument)
         elif argument not in started_with:
             settings.append(argument)

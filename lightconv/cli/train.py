@@ -17,7 +17,7 @@ from omegaconf import DictConfig, ListConfig
 from lightconv.callbacks import FineTuning
 from lightconv.cli import tables
 from lightconv.cli.resume import read_overrides
-from lightconv.cli.settings import quote_value
+from lightconv.cli.settings import as_list, quote_value
 from lightconv.data import ImageData, ImageFolder
 from lightconv.errors import InputError, NonFiniteLossError
 from lightconv.operators.backend import use_backend
@@ -110,7 +110,7 @@ def read_config(config: DictConfig, settings: Sequence[str], directory: Path, *,
     """
     command = HydraConfig.get()
     if resuming:
-        config = resumed_config(directory, settings, command.runtime.choices)
+        config = resumed_config(directory, settings, command.runtime.choices, as_list(config.allow))
     else:
         check_unused(directory)
         config = with_directory(config, directory)
@@ -245,7 +245,7 @@ def fit(parts: Parts, checkpoint: Path | None, directory: Path) -> float:
     try:
         # last.ckpt restores optimizer, epoch, random states and the position within the epoch
         with use_backend(parts.config.backend):
-            parts.trainer.fit(parts.task, parts.data, ckpt_path=checkpoint)
+            parts.trainer.fit(parts.task, parts.data, ckpt_path=checkpoint, weights_only=True)
     except SystemExit as stop:  # raised by Lightning after Ctrl-C; its SIGTERMException is one, too
         # quoted for Hydra, then for the shell: a path may hold spaces, commas, brackets
         setting = shlex.quote(f"resume={quote_value(str(directory))}")

@@ -19,7 +19,7 @@ from lightconv.data import ImageData
 from lightconv.errors import InputError
 from lightconv.runs.arguments import as_typed, check_arguments
 from lightconv.runs.checkpoints import VerifiedCheckpoints
-from lightconv.runs.literal import read_name
+from lightconv.runs.literal import escape_references, read_name
 from lightconv.tasks import Classification
 
 
@@ -33,9 +33,22 @@ def instantiate(config: Any, *args: Any, **kwargs: Any) -> Any:
         return None
     check_arguments(config)
     try:
-        return hydra.utils.instantiate(config, *args, **kwargs)
+        return hydra.utils.instantiate(keep_literal(config), *args, **kwargs)
     except InstantiationException as error:
         raise InputError(describe_failure(config, error, *args, **kwargs)) from error
+
+
+def keep_literal(config: DictConfig) -> DictConfig:
+    r"""Return a configuration whose texts with ${NAME} reach the target as they are.
+
+    OmegaConf reads \${NAME} as the text ${NAME}, and Hydra would look that up: it reads every value twice.
+    """
+    values = OmegaConf.to_container(config, resolve=True)
+    twice = escape_references(escape_references(values))
+    if twice == values:
+        return config
+    # plain lists and dictionaries are read no third time
+    return OmegaConf.create({**twice, "_convert_": "all"})
 
 
 def describe_failure(config: DictConfig, error: InstantiationException, *args: Any, **kwargs: Any) -> str:
@@ -52,7 +65,8 @@ def describe_failure(config: DictConfig, error: InstantiationException, *args: A
     place = re.search(r"^full_key: (.+)$", str(error), re.MULTILINE)
     if place is not None and place[1] != key:
         # a part of this configuration fails, such as data.augmentation
-        return describe_failure(OmegaConf.select(config._get_root(), place[1]), error)
+        part = OmegaConf.select(config._get_root(), place[1])
+        return str(error) if part is None else describe_failure(part, error)
     cause = error.__cause__
     if isinstance(cause, InputError):
         return name_key(str(cause), config, key)

@@ -11,10 +11,29 @@ from yaml import YAMLError
 
 from lightconv.errors import InputError
 from lightconv.runs.literal import escape_name, escape_references
+from lightconv.runs.targets import check_targets
 
 
-def load_config(directory: Path) -> DictConfig:
-    """Read the resolved configuration of a run.
+def load_config(directory: Path, allow: Sequence[str] = ()) -> DictConfig:
+    """Read the resolved configuration of a run, to build its parts.
+
+    Args:
+        directory: directory of the run.
+        allow: targets that this run may build beyond those of `lightconv.runs.targets`.
+
+    Raises:
+        InputError: If config.yaml is damaged, or names a target that is not allowed.
+    """
+    config = read_config(directory)
+    try:
+        check_targets(OmegaConf.to_container(config), allow)
+    except InputError as error:
+        raise InputError(f"{directory / 'config.yaml'}: {error}") from error
+    return config
+
+
+def read_config(directory: Path) -> DictConfig:
+    """Read the resolved configuration of a run, to compare it: its targets are not checked.
 
     A run may have been moved: paths below its former directory are returned below ``directory``.
 

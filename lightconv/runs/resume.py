@@ -16,7 +16,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from lightconv.errors import InputError
 from lightconv.models.weights import read_checkpoint
 from lightconv.runs import checkpoints
-from lightconv.runs.configuration import load_config, override_config
+from lightconv.runs.configuration import load_config, override_config, read_config
 from lightconv.tasks import Classification
 
 # settings of the optimizer that a scheduler changes in each step
@@ -54,18 +54,21 @@ class OptimizerSettings(L.Callback):
                 group["lr"] *= factor
 
 
-def resumed_config(directory: Path, settings: Sequence[str], groups: Collection[str]) -> DictConfig:
+def resumed_config(
+    directory: Path, settings: Sequence[str], groups: Collection[str], allow: Sequence[str] = ()
+) -> DictConfig:
     """Return the configuration of a run to resume, with settings over it.
 
     Args:
         directory: directory of the run.
         settings: overrides in Hydra's grammar, such as ``trainer.max_epochs=5``.
         groups: names of the groups of configurations.
+        allow: targets that the run may build beyond lightconv's own.
 
     Raises:
-        InputError: If a setting cannot be changed in a resumed run.
+        InputError: If a setting cannot be changed in a resumed run, or if the run names a target that is not allowed.
     """
-    config = load_config(directory)
+    config = load_config(directory, allow)
     for override in OverridesParser.create().parse_overrides(list(settings)):
         check_override(override, config, groups)
     return override_config(config, settings)
@@ -106,7 +109,8 @@ def optimizer_settings(config: DictConfig, directory: Path) -> OptimizerSettings
         directory: directory of the run, with its stored configuration if it is to resume.
     """
     is_stored = (directory / "config.yaml").is_file()
-    former = load_config(directory) if is_stored else config
+    # values alone are compared, nothing of it is built
+    former = read_config(directory) if is_stored else config
     return OptimizerSettings(_plain_settings(config), _plain_settings(former))
 
 

@@ -1,6 +1,7 @@
 """Finished runs opened from Python."""
 
 import json
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -103,15 +104,17 @@ class Run:
         return figures
 
 
-def open_run(directory: str | Path, checkpoint: str = "best") -> Run:
+def open_run(directory: str | Path, checkpoint: str = "best", allow: str | Sequence[str] = ()) -> Run:
     """Open a run of ``lightconv train``.
 
     Args:
         directory: directory that ``lightconv train`` wrote.
         checkpoint: weights to load: ``best``, ``last``, or a path.
+        allow: classes and functions of your own that the run may build, such as "mynet.Net" or "mynet.*". A run that
+            names anything but lightconv's kinds of parts is refused otherwise, since it may come from a stranger.
 
     Raises:
-        InputError: If no run is there, or its configuration is damaged.
+        InputError: If no run is there, or its configuration is damaged, or names a target that is not allowed.
 
     Example:
         >>> import lightconv as lc
@@ -123,4 +126,5 @@ def open_run(directory: str | Path, checkpoint: str = "best") -> Run:
     """
     path = existing_run(directory, "directory")
     # network and data are built on first use, so that reading figures costs nothing
-    return Run(path, load_config(path), checkpoint)
+    patterns = [allow] if isinstance(allow, str) else list(allow)
+    return Run(path, load_config(path, patterns), checkpoint)

@@ -1,3 +1,3 @@
-from helpers.command_line import lightconv, trained
+from helpers.command_line import lightconv, mistake, trained
 
-__all__ = ["lightconv", "trained"]
+__all__ = ["lightconv", "mistake", "trained"]
