@@ -46,10 +46,18 @@ def subfolders(folder: Path) -> list[Path]:
     """Return the folders in a folder, in alphabetical order, without clutter."""
     try:
         with os.scandir(folder) as entries:  # asks the disk about links alone, not about each of a million images
-            names = [entry.name for entry in entries if entry.is_dir() and not is_clutter(entry.name)]
+            names = [entry.name for entry in entries if is_folder(entry) and not is_clutter(entry.name)]
         return [folder / name for name in sorted(names)]
     except OSError as error:
         raise unreadable(error) from error
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return True for a folder or a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def unreadable(error: OSError) -> InputError:
