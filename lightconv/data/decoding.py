@@ -1,6 +1,7 @@
 """Decode an image file into a square of RGB bytes, or give the reason why it is none."""
 
 import errno
+import math
 import os
 import stat
 import threading
@@ -89,11 +90,13 @@ def decode_square(source: Path | BytesIO, path: Path, side: int, fit: Fit) -> Im
         InputError: If memory is short.
     """
     with Image.open(source, formats=formats()) as image:
+        # libjpeg keeps all coefficients of a progressive image, however much it scales
+        coefficients = math.prod(image.size) if image.info.get("progressive") else 0
         image.draft(None, (2 * side, 2 * side))  # libjpeg scales by 1/2, 1/4 or 1/8 while it decodes
         width, height = image.size
         check_pixels(width, height)
         try:
-            with _large_image if width * height > _LARGE else nullcontext():
+            with _large_image if max(coefficients, width * height) > _LARGE else nullcontext():
                 image.load()  # before its metadata are read, which may be damaged
                 turn_upright(image)
                 return to_square(to_rgb(image), side, fit)

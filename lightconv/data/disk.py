@@ -45,10 +45,10 @@ def cache_on_disk(paths: Sequence[Path], decoder: Decoder, cache: Path) -> tuple
                 _write(paths, decoder, cache)
                 cached = _read(paths, decoder, cache)
     except OSError as error:
-        size = len(paths) * bytes_per_image(decoder) / 1e9
+        size = len(paths) * bytes_per_image(decoder) / 1e6
         raise InputError(
             f"{cache} cannot be written ({error.strerror or error}): set another directory by data.cache_dir=FOLDER, "
-            f"with room for {size:.1f} GB, or choose data.cache=none"
+            f"with room for {size:,.1f} MB, or choose data.cache=none"
         ) from error
     if cached is None:
         raise InputError(f"{cache}: image files change while they are read; choose data.cache=none")

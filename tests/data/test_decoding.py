@@ -154,14 +154,18 @@ def test_fault_of_the_machine_is_no_bad_picture(tmp_path, monkeypatch, number):
         decode(tmp_path / "x.png", SIDE)
 
 
-def test_large_images_one_at_a_time(tmp_path, monkeypatch):
-    save(photograph())(tmp_path / "x.png")
-    monkeypatch.setattr(decoding, "_LARGE", 100)
+@pytest.mark.parametrize(
+    ("kind", "options", "expected"),
+    [("PNG", {}, True), ("JPEG", {}, False), ("JPEG", {"progressive": True}, True)],
+)
+def test_large_images_one_at_a_time(tmp_path, monkeypatch, kind, options, expected):
+    save(TEMPLE, kind, **options)(tmp_path / "x")
+    monkeypatch.setattr(decoding, "_LARGE", 640 * 427 - 1)
     locked = []
-    monkeypatch.setattr(decoding, "to_rgb", lambda image: locked.append(lock.locked()) or image)
+    monkeypatch.setattr(decoding, "to_rgb", lambda image: locked.append(lock.locked()) or image.convert("RGB"))
     lock = decoding._large_image
-    decode(tmp_path / "x.png", SIDE)
-    assert locked == [True]
+    decode(tmp_path / "x", SIDE)
+    assert locked == [expected]
     assert not lock.locked()
 
 
