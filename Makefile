@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 CASES ?= 20000
 
-.PHONY: train test lint style pages fuzz compile-all gpu clean help
+.PHONY: train test lint style pages fuzz kills compile-all gpu clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/'
@@ -30,6 +30,9 @@ pages: $(VENV)/.installed-dev  ## run every command and snippet of README and do
 
 fuzz: $(VENV)/.installed-dev  ## check CASES random convolution blocks in Triton's interpreter
 	$(BIN)/python -W ignore tests/fuzz.py --cases $(CASES)
+
+kills: $(VENV)/.installed-dev  ## kill runs at random moments, damage their checkpoints, and resume
+	OMP_NUM_THREADS=1 $(BIN)/python tests/kills.py
 
 compile-all: $(VENV)/.installed-dev  ## compile every tile of every table for every architecture
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m compile
