@@ -61,7 +61,7 @@ def repair_last_checkpoint(directory: Path) -> None:
     last = folder / _LAST
     remove_leftovers(last)
     damages: list[str] = []
-    for path in (last, folder / _PREVIOUS, folder / "best.ckpt"):
+    for path in (last, folder / _PREVIOUS):
         if not path.is_file():
             continue
         damage = find_damage(path)
@@ -70,7 +70,11 @@ def repair_last_checkpoint(directory: Path) -> None:
         damages.append(f"{path} is damaged: {damage}")
     else:
         if damages:
-            raise InputError("; ".join(damages) + ". No checkpoint is left to resume from: start a new run.")
+            # the best weights may be those of long ago: to go back there is the user's decision
+            raise InputError(
+                f"{'; '.join(damages)}. No checkpoint is left before it: start a new run, or copy "
+                f"{folder / 'best.ckpt'} to last.ckpt to go back to the best weights."
+            )
         return
     if damages:
         warnings.warn(f"{'; '.join(damages)}. The run goes on from {path.name}.", InputWarning, stacklevel=2)
