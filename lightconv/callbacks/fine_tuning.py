@@ -32,7 +32,7 @@ from lightconv.data import ImageData
 from lightconv.errors import InputError
 from lightconv.models import Pretrained
 from lightconv.surgery.fuse import fuse, unfuse
-from lightconv.tasks.schedules import build_schedule
+from lightconv.tasks.schedules import build_schedule, check_scheduler
 
 _RATE_ARGUMENTS = ("max_lr", "base_lr")  # learning rates given to a scheduler instead of to the optimizer
 
@@ -128,6 +128,7 @@ class FineTuning(L.Callback):
         """
         if not isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy):
             raise InputError(f"FineTuning works on one device or with DDP, not with {type(trainer.strategy).__name__}")
+        check_scheduler(self.scheduler, trainer)
         # Lightning takes modules in eval mode for an oversight
         warnings.filterwarnings("ignore", message="Found .* module.s. in eval mode at the start of training")
         self._trainable = _trainable_parameters(pl_module)
@@ -249,7 +250,13 @@ class FineTuning(L.Callback):
             if name in arguments:
                 rates[name] = [arguments[name] * factor * (rate / largest) for rate in self._rates]
         factory = partial(self.scheduler, **rates)
-        config = LRSchedulerConfig(**build_schedule(optimizer, factory, self._stage_steps(trainer)))
+        schedule = build_schedule(
+            optimizer,
+            factory,
+            steps=self._stage_steps(trainer),
+            epochs_per_validation=trainer.check_val_every_n_epoch or 1,
+        )
+        config = LRSchedulerConfig(**schedule)
         trainer.strategy.lr_scheduler_configs = [config]
 
     def _stage_steps(self, trainer: L.Trainer) -> float:

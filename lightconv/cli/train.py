@@ -12,7 +12,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from lightconv.callbacks import FineTuning
 from lightconv.cli import tables
@@ -30,8 +30,10 @@ from lightconv.runs.last_batch import join_last_image
 from lightconv.runs.learning_rate import find_learning_rate
 from lightconv.runs.model_settings import complete_model
 from lightconv.runs.monitors import check_monitors, check_objective
+from lightconv.runs.precision import warn_of_slow_precision
 from lightconv.runs.rehearsal import rehearse
 from lightconv.runs.resume import optimizer_settings, resume_point, resumed_config
+from lightconv.runs.targets import foreign_targets
 from lightconv.tasks import Classification
 from lightconv.tasks.schedules import check_scheduler
 
@@ -180,6 +182,7 @@ def check(parts: Parts, directory: Path) -> None:
     check_objective(parts.config.objective, parts.task)
     check_monitors(parts.config, parts.trainer, parts.task)
     rehearse(parts.config, parts.task, parts.data, directory)
+    warn_of_slow_precision(parts.trainer)
     # (batch, c, h, w), read by the summary of layers
     batch = torch.zeros(parts.data.batch_size, *parts.data.image_shape)
     parts.task.example_input_array = parts.trainer.precision_plugin.convert_input(batch)
@@ -247,15 +250,26 @@ def fit(parts: Parts, checkpoint: Path | None, directory: Path) -> float:
         with use_backend(parts.config.backend):
             parts.trainer.fit(parts.task, parts.data, ckpt_path=checkpoint, weights_only=True)
     except SystemExit as stop:  # raised by Lightning after Ctrl-C; its SIGTERMException is one, too
-        # quoted for Hydra, then for the shell: a path may hold spaces, commas, brackets
-        setting = shlex.quote(f"resume={quote_value(str(directory))}")
         with suppress(OSError):  # raised if the terminal was closed
-            print(f"stopped; go on with: lightconv train {setting}", flush=True)
+            print(f"stopped; go on with: {resume_command(parts.config, directory)}", flush=True)
         if isinstance(stop, SIGTERMException):
             # Lightning's own has no status
             raise SystemExit(stop.code or _SIGTERM_STATUS) from None
         raise
     return time.perf_counter() - started
+
+
+def resume_command(config: DictConfig, directory: Path) -> str:
+    """Return the command that goes on with a run, quoted for Hydra and for the shell.
+
+    It names the classes of the user's own: a stored run builds no others without that.
+    """
+    settings = [f"resume={quote_value(str(directory))}"]
+    own = foreign_targets(OmegaConf.to_container(config, resolve=True))
+    if own:
+        settings.append(f"allow=[{','.join(own)}]")
+    # a path may hold spaces, commas, brackets
+    return " ".join(["lightconv train", *map(shlex.quote, settings)])
 
 
 def test(parts: Parts, directory: Path) -> None:

@@ -103,6 +103,21 @@ def check_targets(node: Any, allow: Sequence[str] = (), key: str = "") -> None:
         raise InputError(f"{key}={node}: a stored run holds values, and no references to be looked up")
 
 
+def foreign_targets(node: Any) -> list[str]:
+    """Return the targets of a configuration that a stored run builds only if they are named by allow=."""
+    if isinstance(node, list):
+        return [target for entry in node for target in foreign_targets(entry)]
+    if not isinstance(node, dict):
+        return []
+    targets = foreign_targets(list(node.values()))
+    if "_target_" in node:
+        try:
+            check_target(node, (), "")
+        except InputError:
+            targets.append(node["_target_"])
+    return targets
+
+
 def is_reference(text: str) -> bool:
     r"""Return True if OmegaConf would look something up: at a ``${`` that no backslash makes a text.
 
@@ -137,7 +152,10 @@ def check_target(node: dict[str, Any], allow: Sequence[str], key: str) -> None:
         raise InputError(f"{place}: {name} can load and run code, and is never built from a stored run")
     if is_known_kind(found, name):
         check_arguments_of_timm(node, name, key)
-    elif not named or name.split(".")[0] != target.split(".")[0]:
+    elif not named:
+        raise refusal(place, target)
+    elif name.split(".")[0] != target.split(".")[0] and not is_named(name, allow):
+        # the user's package imports it from another one
         raise refusal(place, name)
 
 

@@ -95,6 +95,15 @@ def test_learning_rate_of_the_first_stage(lightconv):
     assert metrics(Path("run"))["val/loss"] == metrics(runs()[-1])["val/loss"]
 
 
+def test_plateau_in_stages(lightconv, mistake):
+    plateau = ("finetune=feature_extraction", "scheduler=plateau", "scheduler.patience=0", "optimizer.lr=0.1")
+    message = mistake(lightconv, "train", *TINY, *plateau, "trainer.limit_val_batches=0")
+    assert "scheduler=plateau follows the validation loss" in message
+    every = ("+trainer.check_val_every_n_epoch=2", "trainer.max_epochs=4", "scheduler.patience=0", "optimizer.lr=1e-9")
+    lightconv("train", *TINY, *plateau, *every, "hydra.run.dir=run")
+    assert metrics(Path("run"))["epochs"] == 4
+
+
 def test_resume_with_other_stages(lightconv, capsys):
     lightconv("train", *TINY, "finetune=feature_extraction", "trainer.max_epochs=2", "hydra.run.dir=run")
     capsys.readouterr()

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 from helpers.command_line import SMOKE, metrics
+from omegaconf import OmegaConf
 
 import lightconv as lc
+from lightconv.cli.train import resume_command
 from lightconv.runs.targets import check_targets
 
 MINE = """
@@ -20,6 +22,7 @@ class Net(lc.models.LeNet):
     pass
 
 build = partial(Net, width=1)
+from rich.text import Text
 load = pickle.load
 wrapped = partial(os.system)
 """
@@ -167,6 +170,10 @@ def test_own_modules():
     for target in ("mynet.os.system", "mynet.load", "mynet.torch.load", "mynet.wrapped"):
         with pytest.raises(lc.InputError, match="never built from a"):
             check_targets({"model": {"_target_": target}}, ["mynet.*"])
+    # the class of another package, under a name of this one
+    with pytest.raises(lc.InputError, match=r"allow=rich\.text\.Text"):
+        check_targets({"model": {"_target_": "mynet.Text"}}, ["mynet.*"])
+    check_targets({"model": {"_target_": "mynet.Text"}}, ["mynet.*", "rich.text.Text"])
     for pattern in ("*", "?ynet.*", ".*"):
         with pytest.raises(lc.InputError, match="begin with the name of a package"):
             check_targets({"model": {"_target_": "mynet.Net"}}, [pattern])
@@ -188,6 +195,14 @@ def test_own_network_through_the_command_line(lightconv, mistake):
     with pytest.raises(lc.InputError, match=r"allow=mynet\.Net"):
         lc.open_run("run")
     assert type(lc.open_run("run", allow="mynet.Net").network).__name__ == "Net"
+
+
+@pytest.mark.usefixtures("mynet")
+def test_command_to_go_on_names_own_classes():
+    config = OmegaConf.create({"model": {"_target_": "mynet.Net", "parts": [{"_target_": "torch.nn.ReLU"}]}})
+    assert resume_command(config, Path("runs/a b")) == "lightconv train 'resume=\"runs/a b\"' 'allow=[mynet.Net]'"
+    config.model._target_ = "lightconv.models.LeNet"
+    assert resume_command(config, Path("runs/a")) == "lightconv train resume=runs/a"
 
 
 def edit(path, change):

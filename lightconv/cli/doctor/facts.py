@@ -19,6 +19,7 @@ from lightconv.kernels.window import Window
 from lightconv.operators import autotune_file, backend, conv2d, conv_block, max_pool2d
 from lightconv.operators.triton_kernels import launch, tiles
 from lightconv.runs.build import instantiate
+from lightconv.runs.precision import has_bfloat16
 
 _PACKAGES = ("lightconv", "torch", "torchvision", "lightning", "triton", "torchmetrics", "hydra-core")
 _DRIVER = Path("/proc/driver/nvidia/version")  # fallback if nvidia-smi is missing
@@ -53,6 +54,7 @@ def settings(backend_name: str) -> Facts:
         "LIGHTCONV": os.environ.get("LIGHTCONV"),
         "LIGHTCONV_BACKEND": os.environ.get("LIGHTCONV_BACKEND"),
         "TF32 in convolutions": convolutions.fp32_precision == "tf32",
+        "bfloat16 instructions of the CPU": has_bfloat16(),
         "threads": f"{torch.get_num_threads()} of {os.cpu_count()} processors",
     }
 
