@@ -38,9 +38,22 @@ def find_same_files(files: Sequence[Path], others: Sequence[Path]) -> list[int]:
 
 
 def find_same_images(images: Images, others: Images) -> list[int]:
-    """Return the positions of images whose pixels are those of one of the others."""
-    known = set(_image_digests(others))
-    return [position for position, digest in enumerate(_image_digests(images)) if digest in known]
+    """Return the positions of images whose pixels are those of one of the others.
+
+    All images are compared by their middle rows, and only those with equal ones as a whole.
+    """
+    by_row: dict[bytes, list[int]] = defaultdict(list)
+    for position, digest in enumerate(_digests(others, range(len(others)), middle_row=True)):
+        by_row[digest].append(position)
+    candidates = []
+    suspects: set[int] = set()
+    for position, digest in enumerate(_digests(images, range(len(images)), middle_row=True)):
+        if digest in by_row:
+            candidates.append(position)
+            suspects.update(by_row[digest])
+    known = set(_digests(others, sorted(suspects)))
+    digests = _digests(images, candidates)
+    return [position for position, digest in zip(candidates, digests, strict=True) if digest in known]
 
 
 def _existing(paths: Sequence[Path]) -> Iterator[tuple[Path, os.stat_result]]:
@@ -56,7 +69,11 @@ def _file_digest(path: Path) -> bytes:
         return os.fsencode(path)
 
 
-def _image_digests(images: Images) -> Iterator[bytes]:
-    for first in range(0, len(images), _IMAGES_PER_BLOCK):
-        for image in images[first : first + _IMAGES_PER_BLOCK]:
+def _digests(images: Images, positions: Sequence[int], *, middle_row: bool = False) -> Iterator[bytes]:
+    for first in range(0, len(positions), _IMAGES_PER_BLOCK):
+        block = images[list(positions[first : first + _IMAGES_PER_BLOCK])]
+        if middle_row:
+            # (b, c, h, w) -> (b, c, w)
+            block = block[:, :, block.shape[2] // 2]
+        for image in block:
             yield hashlib.sha256(image.contiguous().numpy()).digest()
