@@ -7,16 +7,16 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from lightconv.cli.application import config_directory
+from lightconv.cli.help import CONFIGURATIONS
 from lightconv.runs.build import build_data, build_task, build_trainer
 from lightconv.runs.model_settings import complete_model
 
-FILES = sorted(str(p.relative_to(config_directory())) for p in config_directory().rglob("*.yaml"))
+FILES = sorted(str(p.relative_to(CONFIGURATIONS)) for p in CONFIGURATIONS.rglob("*.yaml"))
 CHOICES = [Path(file).with_suffix("") for file in FILES if "/" in file]
 
 
 def composed(overrides, directory):
-    with initialize_config_dir(str(config_directory()), version_base="1.3"):
+    with initialize_config_dir(str(CONFIGURATIONS), version_base="1.3"):
         return compose("train", [*overrides, f"directory={directory}", "hydra.run.dir=test"])
 
 
@@ -73,7 +73,7 @@ def test_chosen_augmentation_replaces_any_other(choice, tmp_path):
 
 @pytest.mark.parametrize("file", [f for f in FILES if f.startswith("experiment/")])
 def test_recipe_states_purpose_and_result(file):
-    package, purpose, *_ = (config_directory() / file).read_text().splitlines()
+    package, purpose, *_ = (CONFIGURATIONS / file).read_text().splitlines()
     assert package == "# @package _global_"
     assert purpose.startswith("# ")
-    assert re.search(r"0\.\d{3}", (config_directory() / file).read_text().split("\n\n")[0])
+    assert re.search(r"0\.\d{3}", (CONFIGURATIONS / file).read_text().split("\n\n")[0])

@@ -30,7 +30,7 @@ examples
   lightconv train --cfg job                               show the configuration and stop
   lightconv train --config-dir my_conf experiment=mine    your own configurations, preferred to lightconv's
 
-lightconv VERB --help lists its groups and settings."""
+lightconv VERB --help explains every setting of a verb."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -50,6 +50,11 @@ def main(arguments: list[str] | None = None) -> None:
     verb, *overrides = arguments
     if verb not in VERBS:
         sys.exit(f"error: unknown verb {verb!r}: choose one of {', '.join(VERBS)} (lightconv --help explains them)")
+    if {"-h", "--help"} & set(overrides):
+        from lightconv.cli.help import print_verb  # noqa: PLC0415
+
+        print_verb(verb, VERBS[verb])
+        return
     # imported late: the help and a mistyped verb load neither torch nor Hydra
     from lightconv.cli.application import launch  # noqa: PLC0415
 

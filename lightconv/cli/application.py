@@ -1,45 +1,55 @@
 """Hydra around a verb: finds the configurations, runs the verb and reports mistakes in the input."""
 
+import errno
 import importlib
 import logging
 import os
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import RunMode
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from lightconv.cli import outputs, sweep
+from lightconv.cli.help import CONFIGURATIONS, all_settings, choices, nearest_settings
 from lightconv.cli.resolvers import register_resolvers
 from lightconv.cli.resume import split_arguments
 from lightconv.cli.settings import quote_value
 from lightconv.errors import InputError, InputWarning, NonFiniteLossError
-from lightconv.operators import backend
 from lightconv.text import printable
 
-
-def config_directory() -> Path:
-    """Return the directory of the shipped configurations: in the installed package, or beside it in a checkout."""
-    package = Path(__file__).parents[1]
-    installed = package / "conf"
-    return installed if installed.is_dir() else package.parent / "conf"
+# causes outside lightconv: its words suffice, and a traceback would hide them
+_SYSTEM_ERRORS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.ENOENT,
+    errno.ESTALE,
+}
 
 
 def launch(verb: str, overrides: list[str]) -> None:
     """Compose conf/<verb>.yaml with the overrides and call the verb's function, once per job of a sweep.
 
-    Exit with a message and status 2 if the input is at fault, with status 1 if the training loss is NaN or infinite,
-    with status 143 after SIGTERM.
+    Exit with a message and status 2 if the input is at fault, with status 1 if the training loss is NaN or infinite or
+    the system refuses a file, with status 143 after SIGTERM.
 
     Args:
         verb: name of the verb.
@@ -53,28 +63,68 @@ def launch(verb: str, overrides: list[str]) -> None:
     UserConfigs.directory = user_directory(overrides)
     Plugins.instance().register(UserConfigs)
     register_resolvers()
+    decorate = hydra.main(version_base="1.3", config_path=str(CONFIGURATIONS), config_name=verb)
+    try:
+        arguments, settings = split_arguments(overrides) if verb == "train" else (overrides, None)
+        sys.argv[1:] = arguments
+        if os.environ.get("LIGHTCONV_BACKEND"):
+            importlib.import_module("lightconv.operators.backend").check_environment()
+        decorate(partial(run_verb, verb=verb, settings=settings))()
+        sys.stdout.flush()
+    except Exception as error:
+        exit_with_message(error)
+        raise
+    finally:  # after a failed job, too
+        with suppress(BrokenPipeError):
+            sweep.show_last()
+        outputs.remove_empty()
+
+
+def run_verb(config: DictConfig, verb: str, settings: Sequence[str] | None) -> Any:
+    """Call the function of a verb.
+
+    Its module is imported here: a mistyped setting is reported before torch is loaded.
+
+    Args:
+        config: configuration of the command.
+        verb: name of the verb.
+        settings: settings for the configuration of a run to resume; None if there are none.
+    """
     function = getattr(importlib.import_module(f"lightconv.cli.{verb}"), verb)
     quiet()
-    decorate = hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=verb)
     try:
-        backend.check_environment()
-        if verb == "train":
-            arguments, settings = split_arguments(overrides)
-            sys.argv[1:] = arguments
-            function = partial(function, settings=settings or ())
-        decorate(function)()
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        message = input_mistake(error)
-        if message is None:
-            raise
-        print(f"error: {printable(message)}", file=sys.stderr)
-        sys.exit(2)
-    except NonFiniteLossError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    finally:  # after a failed job, too
-        sweep.show_last()
-        outputs.remove_empty()
+        return function(config) if settings is None else function(config, settings)
+    except Exception as error:
+        # Hydra prints a line of its own before the error; in a sweep it names the job that failed
+        if HydraConfig.get().mode is not RunMode.MULTIRUN:
+            exit_with_message(error)
+        raise
+
+
+def exit_with_message(error: Exception) -> None:
+    """Print the message of an error of the input or of the system, and exit; return after any other error.
+
+    Args:
+        error: error that a command ended with.
+    """
+    status = 1
+    message: str | None
+    if isinstance(error, NonFiniteLossError):
+        message = str(error)
+    elif isinstance(error, BrokenPipeError):
+        # Python flushes standard output at its end, and would raise this error again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        message = "standard output was closed"
+    elif isinstance(error, OSError) and error.errno in _SYSTEM_ERRORS:
+        message = ": ".join(filter(None, [error.filename, error.strerror]))
+    elif isinstance(error, HydraException | OmegaConfBaseException | ValueError):
+        status, message = 2, input_mistake(error)
+    else:
+        return
+    if message is not None:
+        with suppress(OSError):  # standard error may be closed, too
+            print(f"error: {printable(message)}", file=sys.stderr)
+        sys.exit(status)
 
 
 def quote_revision(override: str) -> str:
@@ -134,14 +184,32 @@ def input_mistake(error: BaseException) -> str | None:
         if "Config group override must be a string" in str(error):
             return "GROUP=null: a group is left out by ~GROUP, and has a value otherwise"
         return None
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
+        group, _, name = error.missing_cfg_file.partition("/")
+        return f"{group}={name}: there is no such choice. Choose one of {', '.join(sorted(choices(group)))}"
     # a misspelt key: OmegaConf's error knows the node, and the node its keys
     for cause in causes:
         parent = getattr(cause, "parent_node", None)
-        if isinstance(cause, OmegaConfBaseException) and isinstance(parent, DictConfig):
-            known = ", ".join(sorted(str(key) for key in parent if key != "hydra"))
-            summary, detail = str(error).splitlines()[0], str(cause).splitlines()[0]
-            return f"{summary} {detail} (known here: {known}; +key=value adds one)"
+        if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(parent, DictConfig):
+            known = sorted(str(key) for key in parent if key != "hydra")
+            return describe_unknown(str(cause.full_key), known)
     return str(error)
+
+
+def describe_unknown(name: str, known: Iterable[str]) -> str:
+    """Return the message for a setting that the configuration does not have.
+
+    Args:
+        name: name of the setting.
+        known: names at the same place of the configuration.
+    """
+    message = f"there is no setting {name}."
+    owners = all_settings().get(name)
+    if owners:
+        message += f" It belongs to {', '.join(owners)}."
+    elif nearest_settings(name):
+        message += f" Did you mean {' or '.join(nearest_settings(name))}?"
+    return f"{message} (known here: {', '.join(known)}; +{name}=VALUE adds it)"
 
 
 def quiet() -> None:

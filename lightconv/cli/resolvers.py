@@ -2,8 +2,6 @@
 
 from omegaconf import DictConfig, OmegaConf
 
-from lightconv.runs.directory import existing_run
-
 
 def register_resolvers() -> None:
     """Make the resolvers known to OmegaConf.
@@ -25,7 +23,7 @@ def run_directory(resume: str | None, fresh: str) -> str:
     Raises:
         InputError: If there is no run to resume.
     """
-    return fresh if resume is None else str(existing_run(resume, "resume"))
+    return fresh if resume is None else _existing_run(resume, "resume")
 
 
 def run_name(choices: DictConfig) -> str:
@@ -43,4 +41,11 @@ def evaluated_run(directory: str | None) -> str:
     Raises:
         InputError: If no run is there.
     """
-    return str(existing_run(directory, "run"))
+    return _existing_run(directory, "run")
+
+
+def _existing_run(directory: str | None, setting: str) -> str:
+    # imported late: runs load torch, and most commands with a mistake in them name no run
+    from lightconv.runs.directory import existing_run  # noqa: PLC0415
+
+    return str(existing_run(directory, setting))

@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, ListConfig
 
 from lightconv.errors import InputError
@@ -50,6 +49,8 @@ def tensor_format(config: DictConfig) -> dict[str, Any]:
     Raises:
         InputError: If the dtype is unknown.
     """
+    import torch  # noqa: PLC0415  a mistyped setting is reported before torch is loaded
+
     check_choice(config, "dtype", DTYPES)
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     return {"dtype": getattr(torch, config.dtype), "memory_format": memory_format}

@@ -1,17 +1,28 @@
 """Results as tables in the terminal."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from torch import Tensor
 
 from lightconv.text import printable
 
-console = Console()
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        # rich would exit without a word
+        raise BrokenPipeError
+
+
+console = _Console()
 
 Row = Mapping[str, Any]
 

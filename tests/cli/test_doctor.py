@@ -12,9 +12,9 @@ from helpers.idx_files import write_idx_folder
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lightconv.cli import installation
-from lightconv.cli.application import config_directory
 from lightconv.cli.doctor import facts, problems
 from lightconv.cli.doctor.report import Gpu
+from lightconv.cli.help import CONFIGURATIONS
 from lightconv.operators import backend
 
 nvidia_driver = facts.nvidia_driver  # `bare_machine` replaces it
@@ -105,7 +105,7 @@ def test_json(report):
 
 
 def test_all_data_sets_of_conf(report):
-    sets = {path.stem for path in (config_directory() / "data").glob("*.yaml")}
+    sets = {path.stem for path in (CONFIGURATIONS / "data").glob("*.yaml")}
     assert {row["name"] for row in report()["data"]} == sets
 
 

@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 import lightconv.cli.inspect as verb
-from lightconv.cli.application import config_directory
+from lightconv.cli.help import CONFIGURATIONS
 from lightconv.cli.inspect import difference
 from lightconv.errors import InputError, InputWarning
 
@@ -113,7 +113,7 @@ def revision(monkeypatch, tmp_path):
 
 
 def settings(**changed):
-    own = OmegaConf.load(config_directory() / "inspect.yaml")
+    own = OmegaConf.load(CONFIGURATIONS / "inspect.yaml")
     for part in ("defaults", "hydra"):
         own.pop(part, None)
     return OmegaConf.merge(own, changed, {"diff": "HEAD"})
@@ -124,7 +124,7 @@ def test_difference_to_revision(revision):
     """The other revision is inspected by its own code from its own checkout: here a copy of the working tree."""
     tree, commands = revision
     shutil.copytree(PACKAGE, tree / "lightconv")
-    shutil.copytree(config_directory(), tree / "conf")
+    shutil.copytree(CONFIGURATIONS, tree / "conf")
     layer = {"channels": 16, "filters": 16, "image_size": 8}
     before, after = difference.read_both_sides(settings(layers=None, batch_size=2, layer=layer))
     assert before["kernels"]

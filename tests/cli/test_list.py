@@ -5,10 +5,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from lightconv.cli import tables
-from lightconv.cli.application import config_directory
+from lightconv.cli.help import CONFIGURATIONS
 from lightconv.cli.list import GROUPS, purpose
 
-SHIPPED = sorted(config_directory().glob("*/**/*.yaml"))
+SHIPPED = sorted(CONFIGURATIONS.glob("*/**/*.yaml"))
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_lists_every_file_with_its_purpose(listed):
     printed = listed(width=500)
     lines = [" ".join(line.split()) for line in printed.splitlines()]
     for path in SHIPPED:
-        group, *names = path.relative_to(config_directory()).with_suffix("").parts
+        group, *names = path.relative_to(CONFIGURATIONS).with_suffix("").parts
         assert f"{group}={'/'.join(names)} {purpose(path)}" in lines
     assert len(settings(printed)) == len(SHIPPED)
 
@@ -58,7 +58,7 @@ def test_recipes_state_their_result(listed):
 def test_listed_settings_compose(listed, tmp_path):
     printed = settings(listed())
     assert {setting.split("=")[0] for setting in printed} == set(GROUPS)
-    with initialize_config_dir(str(config_directory()), version_base="1.3"):
+    with initialize_config_dir(str(CONFIGURATIONS), version_base="1.3"):
         for setting in printed:
             assert compose("train", [setting, f"directory={tmp_path}", "hydra.run.dir=test"])
 

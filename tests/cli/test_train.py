@@ -246,8 +246,8 @@ def test_sweep_with_a_failed_job(lightconv, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["model=alexnet"], ["model/alexnet", "lenet"]),
-        (["experiment=nothing"], ["experiment/nothing", "lenet_fashion_mnist"]),
+        (["model=alexnet"], ["model=alexnet: there is no such choice", "lenet"]),
+        (["experiment=nothing"], ["experiment=nothing", "lenet_fashion_mnist"]),
         (["modle=lenet"], ["modle", "known here", "model"]),
         (["model.widht=2"], ["widht", "known here", "width", "image_size"]),
         (["backend=cudnn"], ["unknown backend 'cudnn'", "auto, reference, triton"]),

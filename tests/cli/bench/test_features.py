@@ -3,8 +3,8 @@ import itertools
 import pytest
 from hydra import compose, initialize_config_dir
 
-from lightconv.cli.application import config_directory
 from lightconv.cli.bench import features
+from lightconv.cli.help import CONFIGURATIONS
 from lightconv.runs.model_settings import complete_model
 
 TINY = ["model=pretrained", "model.backbone=timm/test_efficientnet", "model.weights=none", "model.image_size=32"]
@@ -13,7 +13,7 @@ TINY = ["model=pretrained", "model.backbone=timm/test_efficientnet", "model.weig
 @pytest.fixture
 def config():
     settings = ["what=features", *TINY, "features.epochs=2", "rounds=2", "data.training_images=100", "seed=1"]
-    with initialize_config_dir(str(config_directory()), version_base="1.3"):
+    with initialize_config_dir(str(CONFIGURATIONS), version_base="1.3"):
         return complete_model(compose("bench", settings))
 
 

@@ -5,16 +5,16 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from lightconv.cli.application import config_directory
 from lightconv.cli.bench import epochs, pipeline
 from lightconv.cli.bench.epochs import LOADERS, TRAININGS, Sized
+from lightconv.cli.help import CONFIGURATIONS
 from lightconv.data import Digits, ImageData
 from lightconv.runs.model_settings import complete_model
 
 
 @pytest.fixture
 def config():
-    with initialize_config_dir(str(config_directory()), version_base="1.3"):
+    with initialize_config_dir(str(CONFIGURATIONS), version_base="1.3"):
         return complete_model(compose("bench", ["what=pipeline", "images=6", "batch_size=4", "seed=1"]))
 
 
