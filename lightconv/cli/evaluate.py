@@ -1,6 +1,7 @@
 """lightconv evaluate: test a finished run's network again, on its own or on other files of the same set."""
 
 import json
+import warnings
 from pathlib import Path
 
 import lightning as L
@@ -13,7 +14,7 @@ from lightconv.data import ImageFolder
 from lightconv.data.base import SplitName
 from lightconv.data.folder import warn_of_training_images
 from lightconv.data.overlap import find_same_files
-from lightconv.errors import InputError
+from lightconv.errors import InputError, InputWarning
 from lightconv.operators.backend import use_backend
 from lightconv.runs import Run, results
 from lightconv.runs.build import build_data, instantiate
@@ -62,7 +63,9 @@ def check_overlap(run: Run, original: DictConfig, split: SplitName) -> None:
         training = build_data(original, run.task)
         bad = json.loads((run.directory / "bad_files.json").read_text())
         assert isinstance(training, ImageFolder)
-        trained = training.files("train", bad)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", InputWarning)  # about the folder, which training warned of
+            trained = training.files("train", bad)
     except (InputError, OSError, ValueError):
         return  # the run's own images are gone
     files = run.data.files(split)

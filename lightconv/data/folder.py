@@ -1,6 +1,7 @@
 """Your own images: a folder with one sub-folder per class, or a CSV of paths and labels."""
 
 import hashlib
+import warnings
 from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -119,6 +120,7 @@ class ImageFolder(ImageData):
         self.decoder = Decoder(self.image_shape[1], fit, workers, strict=on_error == "raise")
         self.bad_files: dict[str, str] = {}
         self._files: dict[str, list[Entry]] = {}  # by split
+        self._compared = False  # whether the splits have been searched for the same images
         self._classes = None if classes is None else tuple(map(str, classes))
 
     @cached_property
@@ -148,14 +150,16 @@ class ImageFolder(ImageData):
         """Class names in the order of their labels; folders are not searched for files yet."""
         if self._classes is not None:
             return self._classes
-        if self.labels or self.root is None:
+        if self.labels or self.root is None or "listing" in self.__dict__:
             return self.listing[0]
         return self._class_folders
 
     @cached_property
     def _class_folders(self) -> tuple[str, ...]:
         assert self.root
-        return tuple(list_classes(self.root))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", InputWarning)  # the listing of all files warns
+            return tuple(list_classes(self.root))
 
     @property
     def _source(self) -> Path | None:
@@ -175,7 +179,9 @@ class ImageFolder(ImageData):
                 raise InputError(f"{self._source}: no image is left for the {name} split: add images")
         if stage == "fit":
             self._check_classes()
-            self._check_overlap()
+            if not self._compared:
+                self._check_overlap()
+            self._compared = True
 
     def load(self, stage: Stage) -> dict[str, Split]:
         """Decode all files; to test, only the test split's if it has files of its own."""

@@ -91,6 +91,22 @@ def test_run_keeps_its_classes(lightconv, mistake, photographs):
     assert "animal" in mistake(lightconv, "train", "resume=runs/mine", "trainer.max_epochs=3")
 
 
+def test_warnings_about_a_folder_come_once(lightconv, tmp_path):
+    for part in ("train", "test"):
+        write_photographs(tmp_path / "photographs" / part, 8)
+    (tmp_path / "photographs/notes").mkdir()
+    for arguments in (
+        ("train", *SETTINGS, "trainer.max_epochs=1"),
+        ("evaluate", "run=runs/mine", "data.root=photographs/train", "+data.test=1"),
+    ):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", InputWarning)
+            lightconv(*arguments)
+        texts = [str(warning.message) for warning in told if issubclass(warning.category, InputWarning)]
+        assert len(texts) == len(set(texts))
+        assert any("photographs/notes lies beside" in text for text in texts) == (arguments[0] == "train")
+
+
 def test_evaluation_on_training_images(lightconv, tmp_path):
     root = write_photographs(tmp_path / "photographs", 8)
     lightconv("train", *SETTINGS, "trainer.max_epochs=1")
