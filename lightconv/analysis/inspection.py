@@ -8,7 +8,7 @@ import torch
 from lightconv.analysis import gpus, prediction
 from lightconv.analysis.compilation import Call, CompiledKernel, Launch, compile_kernels, training_step
 from lightconv.analysis.gpus import GPU
-from lightconv.analysis.layers import Layer
+from lightconv.analysis.layers import Layer, group_equal_layers
 from lightconv.analysis.machine_code import count, load_bits, store_bits
 from lightconv.analysis.traffic import distinct_bytes
 
@@ -155,15 +155,6 @@ def inspect(layers: Sequence[Layer], architecture: str, gpu: GPU | None) -> Insp
         if gpu is not None:
             layer_reports.append(report_layer(step, reports_by_call, gpu))
     return Inspection(kernel_reports, layer_reports, codes)
-
-
-def group_equal_layers(layers: Sequence[Layer]) -> list[list[Layer]]:
-    """Group layers that run the same kernels on the same sizes, in the order of their first members."""
-    groups: dict[str, list[Layer]] = {}
-    for layer in layers:
-        key = f"{layer} {layer.images.requires_grad}"
-        groups.setdefault(key, []).append(layer)
-    return list(groups.values())
 
 
 def report_kernel(layer: str, operator: str, launch: Launch, code: CompiledKernel, gpu: GPU | None) -> KernelReport:

@@ -5,7 +5,7 @@ right after it on its map. The block includes a non-overlapping max-pooling call
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -170,6 +170,15 @@ class _Call(NamedTuple):
     module: nn.Module
     input: Tensor
     result: Tensor
+
+
+def group_equal_layers(layers: Iterable[Layer]) -> list[list[Layer]]:
+    """Group layers that run the same kernels on the same sizes, in the order of their first members."""
+    groups: dict[str, list[Layer]] = {}
+    for layer in layers:
+        key = f"{layer} {layer.images.requires_grad}"
+        groups.setdefault(key, []).append(layer)
+    return list(groups.values())
 
 
 def record_calls(model: nn.Module, images: Tensor) -> list[_Call]:

@@ -14,7 +14,7 @@ import contextlib
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lightconv.analysis.layers import Layer, find_layers
+from lightconv.analysis.layers import Layer, find_layers, group_equal_layers
 from lightconv.autotune.timing import (
     PASSES,
     Run,
@@ -103,10 +103,10 @@ def tune(model: nn.Module, images: Tensor, rounds: int = 5) -> list[Result]:
         ...     print(result.layer, result.step, result.rule, result.measured)
     """
     file = autotune_file.path(gpu_name(images.device))
-    layers = distinct(find_layers(copy.deepcopy(model).to("meta", images.dtype), on_meta(images)))
+    layers = find_layers(copy.deepcopy(model).to("meta", images.dtype), on_meta(images))
     results: list[Result] = []
-    for layer in layers:
-        results += tune_layer(layer, images.device, file, rounds)
+    for equal_layers in group_equal_layers(layers):
+        results += tune_layer(equal_layers[0], images.device, file, rounds)
     return results
 
 
@@ -125,14 +125,6 @@ def gpu_name(device: torch.device) -> str:
             "choose kernels (lightconv.explain shows which), and lightconv inspect predicts times for other GPUs"
         )
     return torch.cuda.get_device_name(device)
-
-
-def distinct(layers: Iterable[Layer]) -> list[Layer]:
-    """Return the first of all layers with the same sizes and options."""
-    first: dict[str, Layer] = {}
-    for layer in layers:
-        first.setdefault(f"{layer} {layer.images.requires_grad}", layer)
-    return list(first.values())
 
 
 def tune_layer(

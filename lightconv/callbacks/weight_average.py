@@ -5,8 +5,11 @@ from functools import partial
 import lightning as L
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from lightconv.errors import InputError
+
+Tensors = list[Tensor] | tuple[Tensor, ...]
 
 
 class WeightAverage(WeightAveraging):
@@ -32,7 +35,7 @@ class WeightAverage(WeightAveraging):
     def __init__(self, decay: float = 0.999) -> None:
         if not 0 <= decay < 1:
             raise InputError(f"decay={decay} is out of range: set it from 0 to less than 1")
-        super().__init__(avg_fn=partial(_update_average, decay=decay))
+        super().__init__(multi_avg_fn=partial(update_average, decay=decay))
         self._validating = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -61,9 +64,23 @@ class WeightAverage(WeightAveraging):
         self._average_model = None
 
 
-def _update_average(average: Tensor, current: Tensor, steps: Tensor, decay: float) -> Tensor:
-    """Return the average after one more step."""
-    if not average.is_floating_point():
-        return current  # BatchNorm's counter of batches must not be averaged
-    decay_now = ((1 + steps) / (10 + steps)).clamp(max=decay)
-    return average + (current - average) * (1 - decay_now)
+def update_average(averages: Tensors, weights: Tensors, steps: Tensor | int, decay: float) -> None:
+    """Take one more step of the average, all tensors of a dtype at once.
+
+    A call per tensor takes 2.7 times as long for EfficientNet-Lite0 on a CPU: ``lightconv bench what=average``.
+
+    Args:
+        averages: averages to update, all on one device and of one dtype.
+        weights: current weights, in the same order.
+        steps: number of steps so far.
+        decay: largest share of the average kept.
+    """
+    if not (averages[0].is_floating_point() or averages[0].is_complex()):
+        # BatchNorm's counter of batches must not be averaged
+        for average, current in zip(averages, weights, strict=True):
+            average.copy_(current)
+        return
+    # AveragedModel has asked for this number already, so it costs no further wait for the GPU
+    count = int(steps)
+    update = get_ema_multi_avg_fn(min(decay, (1 + count) / (10 + count)))
+    update(averages, weights, steps)

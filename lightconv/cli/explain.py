@@ -3,7 +3,7 @@
 import textwrap
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich import box
 from rich.table import Table
 from rich.text import Text
@@ -33,6 +33,9 @@ def explain(config: DictConfig) -> None:
     layout = tensor_format(config)
     check_integer(config, "batch_size")
     check_integer(config, "channels")
+    if "weights" in config.model:
+        # kernels are chosen by shapes, so nothing is downloaded
+        config = OmegaConf.merge(config, {"model": {"weights": "none"}})  # type: ignore[assignment]
     model = instantiate(config.model)
     preprocessing = getattr(model, "preprocessing", None)
     if config.image_size is None and preprocessing is not None:

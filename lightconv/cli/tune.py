@@ -6,7 +6,7 @@ import torch
 from omegaconf import DictConfig
 from rich.progress import track
 
-from lightconv.analysis.layers import network_layers
+from lightconv.analysis.layers import group_equal_layers, network_layers
 from lightconv.autotune import search
 from lightconv.cli import tables
 from lightconv.cli.settings import as_list, check_integer, tensor_format
@@ -35,9 +35,9 @@ def tune(config: DictConfig) -> None:
     file = autotune_file.path(gpu)
     results: list[search.Result] = []
     for network in as_list(config.layers):
-        layers = search.distinct(network_layers(network, config.batch_size, **options))
-        for layer in track(layers, f"measuring {network}", console=tables.console):
-            results += search.tune_layer(layer, device, file, config.rounds)
+        groups = group_equal_layers(network_layers(network, config.batch_size, **options))
+        for layers in track(groups, f"measuring {network}", console=tables.console):
+            results += search.tune_layer(layers[0], device, file, config.rounds)
     _show(f"{gpu}, {config.batch_size} images, {config.dtype}", results)
     print(f"stored in {file}")
 

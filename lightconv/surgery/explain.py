@@ -73,8 +73,13 @@ class Explanation:
         return table
 
     def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=120)
-        console.print(self)
+        table = self.__rich__()
+        # rich would cut names to fit 120 columns: only the reasons wrap
+        for column in table.columns[:-1]:
+            column.min_width = max(map(len, map(str, column.cells)))
+        console = Console(file=io.StringIO(), width=10_000)
+        console.width = max(120, console.measure(table).minimum)
+        console.print(table)
         return console.file.getvalue()  # type: ignore[attr-defined]
 
 

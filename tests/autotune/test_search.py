@@ -8,6 +8,7 @@ from helpers.small_layers import layer
 from torch import nn
 
 import lightconv as lc
+from lightconv.analysis.layers import group_equal_layers
 from lightconv.autotune import search
 from lightconv.kernels import autotune
 from lightconv.kernels.window import Window
@@ -180,7 +181,8 @@ def test_explain_uses_answers(everywhere, file, training):
 def test_equal_layers_are_measured_once():
     twice = [layer(nn.Conv2d(4, 4, 3), 1, 4, 6, 6)._replace(name=name) for name in ("first", "second")]
     other = layer(nn.Conv2d(4, 4, 3), 1, 4, 8, 8)
-    assert [distinct.name for distinct in search.distinct([*twice, other])] == ["first", other.name]
+    groups = group_equal_layers([*twice, other])
+    assert [[layer.name for layer in group] for group in groups] == [["first", "second"], [other.name]]
 
 
 def test_error_without_gpu():

@@ -6,9 +6,11 @@ import torch
 from helpers.trainers import QUIET, SILENT
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 import lightconv as lc
 from lightconv.callbacks import GracefulStop, RandomState, WeightAverage
+from lightconv.callbacks.weight_average import update_average
 from lightconv.errors import InputError
 from lightconv.tasks import Classification
 
@@ -99,10 +101,38 @@ def test_validation_uses_the_saved_weights(tmp_path):
 
 
 def test_short_run_forgets_first_weights():
-    average, first = torch.zeros(3), torch.ones(1)
+    average, first = [torch.zeros(3)], [torch.ones(3)]
     for steps in range(1, 20):
-        average = lc.callbacks.weight_average._update_average(average, first, torch.tensor(steps), decay=0.999)
-    assert (average > 0.99).all()
+        update_average(average, first, torch.tensor(steps), decay=0.999)
+    assert (average[0] > 0.99).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_update_equals_its_formula(dtype):
+    torch.manual_seed(0)
+    averages, weights = ([torch.randn(size, dtype=dtype) for size in (3, 1, 50)] for _ in range(2))
+    for steps in (1, 5, 1000):
+        decay = min(0.9, (1 + steps) / (10 + steps))
+        pairs = zip(averages, weights, strict=True)
+        expected = [average.double() * decay + weight.double() * (1 - decay) for average, weight in pairs]
+        update_average(averages, weights, torch.tensor(steps), decay=0.9)
+        for average, value in zip(averages, expected, strict=True):
+            torch.testing.assert_close(average, value.to(dtype))
+
+
+def test_counters_are_copied():
+    counters = [torch.tensor(3)]
+    update_average(counters, [torch.tensor(8)], torch.tensor(5), decay=0.9)
+    assert counters == [torch.tensor(8)]
+
+
+def test_one_call_for_all_weights(monkeypatch):
+    calls = []
+    monkeypatch.setattr(lc.callbacks.weight_average, "update_average", lambda *a, decay: calls.append(len(a[0])))
+    average = AveragedModel(Small(), use_buffers=True, **WeightAverage()._kwargs)
+    for _ in range(2):
+        average.update_parameters(Small())
+    assert sorted(calls) == [1, 8]  # the counter; weights and statistics
 
 
 class StopInTraining(L.Callback):

@@ -133,3 +133,26 @@ def test_mistakes(lightconv, mistake, arguments, expected):
     message = mistake(lightconv, "explain", *arguments)
     for word in expected:
         assert word in message
+
+
+def test_nothing_is_downloaded(printed, monkeypatch):
+    def unreachable(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", unreachable)
+    settings = [setting for setting in RESNET if "weights" not in setting]
+    assert printed(*settings) == printed(*RESNET)
+    assert printed(*settings, "model.weights=missing.pt") == printed(*RESNET)
+
+
+def test_text_cuts_no_name():
+    name = "a_long_name_of_a_module_that_nobody_should_have_to_guess"
+    model = torch.nn.Sequential()
+    inner = model
+    for _ in range(3):
+        inner.add_module(name, torch.nn.Sequential())
+        inner = inner[0]
+    inner.append(torch.nn.Conv2d(3, 4, 3))
+    explanation = lc.explain(model, torch.empty(1, 3, 8, 8))
+    assert f"{name}.{name}.{name}.0" in str(explanation)
+    assert len(str(lc.explain(torch.nn.Conv2d(3, 4, 3), torch.empty(1, 3, 8, 8))).splitlines()[0]) <= 120

@@ -1,13 +1,15 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
 
 import lightconv.cli.inspect as verb
 from lightconv.cli.help import CONFIGURATIONS
-from lightconv.cli.inspect import difference
+from lightconv.cli.inspect import difference, subjects
+from lightconv.cli.inspect.report import print_listings
 from lightconv.errors import InputError, InputWarning
 
 SMALL = ("layers=null", "batch_size=2", "layer.channels=16", "layer.filters=16", "layer.image_size=8")
@@ -135,6 +137,7 @@ def test_difference_to_revision(revision):
 OTHER_LAYOUT = """
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 def inspect(config):
     assert config.diff is config.listing is None
@@ -189,6 +192,21 @@ def test_listing_with_marked_loop(lightconv, capsys):
     with pytest.raises(SystemExit, match="2"):
         lightconv("inspect", *SMALL, "listing=nothing-like-it")
     assert "conv2d_weight_gradient" in capsys.readouterr().err
+
+
+def test_listings_of_every_architecture(capsys, monkeypatch):
+    monkeypatch.setattr("lightconv.cli.inspect.report.mark_main_loop", str)
+    report = SimpleNamespace(layer="0", operator="conv2d", kernel="implicit")
+    code = SimpleNamespace(machine_code="")
+    inspected = []
+    for network in ("layer", "vgg16"):
+        for architecture, gpu in (("sm_80", "a100"), ("sm_90", "h100"), ("sm_90", "h200")):
+            subject = subjects.Subject(network, architecture, gpu)
+            inspected.append(subjects.Inspected(subject, SimpleNamespace(kernels=[report], codes=[code])))
+    print_listings(inspected, "conv2d")
+    heads = [line.partition(":")[0] for line in capsys.readouterr().out.splitlines() if "marks" in line]
+    names = ("0.conv2d.implicit", "vgg16.0.conv2d.implicit")
+    assert heads == [f"{name}, {architecture}" for name in names for architecture in ("sm_80", "sm_90")]
 
 
 @pytest.mark.compile

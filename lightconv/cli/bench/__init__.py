@@ -17,6 +17,7 @@ WHAT = {
     "fused": None,
     "pipeline": None,
     "features": None,
+    "average": None,
 }
 
 

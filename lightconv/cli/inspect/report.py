@@ -8,7 +8,7 @@ from lightconv.analysis import published
 from lightconv.analysis.inspection import Inspection, KernelReport, LayerReport
 from lightconv.analysis.machine_code import mark_main_loop
 from lightconv.cli import tables
-from lightconv.cli.inspect.subjects import Inspected
+from lightconv.cli.inspect.subjects import ONE_LAYER, Inspected
 from lightconv.errors import InputError
 
 _KERNEL_LEGEND = """\
@@ -146,22 +146,25 @@ def print_listings(inspected: Sequence[Inspected], wanted: str) -> None:
 
     Args:
         inspected: inspections to choose from.
-        wanted: part of a kernel's full name, LAYER.OPERATOR.KERNEL.
+        wanted: part of a kernel's full name, NETWORK.LAYER.OPERATOR.KERNEL.
 
     Raises:
         InputError: If no kernel's full name contains `wanted`.
     """
-    listings = {}
+    # a kernel is compiled for each architecture; GPUs of the same architecture share its code
+    listings: dict[tuple[str, str], str] = {}
     for subject, inspection in inspected:
         for report, code in zip(inspection.kernels, inspection.codes, strict=True):
             name = f"{report.layer}.{report.operator}.{report.kernel}"
-            listings[name] = (subject.architecture, code.machine_code)
-    chosen = [name for name in listings if wanted in name]
+            if subject.network != ONE_LAYER:
+                name = f"{subject.network}.{name}"
+            listings[name, subject.architecture] = code.machine_code
+    chosen = {key: listing for key, listing in listings.items() if wanted in key[0]}
     if not chosen:
         # the message lists all names, so that the user can pick one
-        raise InputError(f"listing={wanted}: no part of {', '.join(listings)}")
-    for name in chosen:
-        architecture, listing = listings[name]
+        names = dict.fromkeys(name for name, _ in listings)
+        raise InputError(f"listing={wanted}: no part of {', '.join(names)}")
+    for (name, architecture), listing in chosen.items():
         print(f"{name}, {architecture}: | marks the main loop\n{mark_main_loop(listing)}\n")
 
 
