@@ -32,7 +32,7 @@ from lightconv.data import ImageData
 from lightconv.errors import InputError
 from lightconv.models import Pretrained
 from lightconv.surgery.fuse import fuse, unfuse
-from lightconv.tasks.schedules import build_schedule, check_scheduler
+from lightconv.tasks.schedules import build_schedule, check_schedule_end, check_scheduler
 
 _RATE_ARGUMENTS = ("max_lr", "base_lr")  # learning rates given to a scheduler instead of to the optimizer
 
@@ -140,11 +140,17 @@ class FineTuning(L.Callback):
         self._resumed_stage = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Enter the current epoch's stage.
+        """Enter the current epoch's stage, and check that its schedule lasts to its end.
 
         Lightning skips on_train_epoch_start if it resumes from the last step of an epoch.
+
+        Raises:
+            InputError: If a resumed run is longer than the schedule that its checkpoint restores.
         """
         self.on_train_epoch_start(trainer, pl_module)
+        if self.scheduler is not None:
+            first, steps = self._stage_span(trainer)
+            check_schedule_end(self.scheduler, trainer, first + steps)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Enter the epoch's stage if it is a new one, else freeze again what other code may have unfrozen."""
@@ -250,28 +256,29 @@ class FineTuning(L.Callback):
             if name in arguments:
                 rates[name] = [arguments[name] * factor * (rate / largest) for rate in self._rates]
         factory = partial(self.scheduler, **rates)
+        _, steps = self._stage_span(trainer)
         schedule = build_schedule(
             optimizer,
             factory,
-            steps=self._stage_steps(trainer),
+            steps=steps,
             epochs_per_validation=trainer.check_val_every_n_epoch or 1,
         )
         config = LRSchedulerConfig(**schedule)
         trainer.strategy.lr_scheduler_configs = [config]
 
-    def _stage_steps(self, trainer: L.Trainer) -> float:
-        """Return the number of optimizer steps in the current stage."""
+    def _stage_span(self, trainer: L.Trainer) -> tuple[int, float]:
+        """Return the first optimizer step of the current stage and its number of steps."""
         total = trainer.estimated_stepping_batches
         # in a run limited by steps, Lightning has not counted the batches yet
         trainer.fit_loop.setup_data()
         if trainer.num_training_batches == float("inf"):
-            return total  # an iterable data set without a length
+            return 0, total  # an iterable data set without a length
         steps_per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
         first = self.stages[self.stage].epoch * steps_per_epoch
         end = total
         if self.stage + 1 < len(self.stages):
             end = min(total, self.stages[self.stage + 1].epoch * steps_per_epoch)
-        return max(1, end - first)  # torch's schedulers need at least one step
+        return first, max(1, end - first)  # torch's schedulers need at least one step
 
     def _network_and_blocks(self, pl_module: L.LightningModule) -> tuple[nn.Module, Blocks | None]:
         if self.blocks is not None:

@@ -28,6 +28,7 @@ class VerifiedCheckpoints(TorchCheckpointIO):
     TMPDIR, from where it is copied if that is another file system.
 
     Example:
+        >>> import lightning as L
         >>> trainer = L.Trainer(plugins=[VerifiedCheckpoints()], max_epochs=10, logger=False)
     """
 

@@ -90,6 +90,14 @@ def test_finished_schedule_does_not_rise_again(lightconv, mistake, scheduler):
     assert before == {path: path.read_bytes() for path in Path("runs/mine/checkpoints").iterdir()}
 
 
+def test_finished_schedule_of_a_stage_does_not_rise_again(lightconv, mistake):
+    pretrained = ("model=pretrained", "model.weights=none", "model.image_size=32", "finetune=gradual")
+    stages = "finetune.stages=[{epoch: 0, train: head}, {epoch: 1, train: 1}]"
+    lightconv("train", *SMOKE, *pretrained, stages, "trainer.max_epochs=2", "hydra.run.dir=runs/mine")
+    message = mistake(lightconv, "train", "resume=runs/mine", "trainer.max_epochs=3")
+    assert "ends at step 6, and the run at step 9" in message
+
+
 def test_network_that_does_not_fit(lightconv, mistake):
     lightconv("train", *SMOKE, "hydra.run.dir=runs/mine")
     message = mistake(lightconv, "train", "resume=runs/mine", "model.width=2")
