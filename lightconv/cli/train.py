@@ -23,7 +23,7 @@ from lightconv.errors import InputError, NonFiniteLossError
 from lightconv.operators.backend import use_backend
 from lightconv.runs import checkpoints, results
 from lightconv.runs.arguments import as_typed
-from lightconv.runs.build import build_data, build_task, build_trainer
+from lightconv.runs.build import build_data, build_task, build_trainer, name_key
 from lightconv.runs.configuration import with_classes, with_directory, with_learning_rate
 from lightconv.runs.directory import check_unused, claimed_directory, write_definition, write_json
 from lightconv.runs.last_batch import join_last_image
@@ -137,6 +137,10 @@ def check_settings(config: DictConfig) -> None:
     for name in ("channels_last", "find_lr"):
         if config.get(name) not in {None, True, False}:
             raise InputError(f"{name}={config[name]}: set true or false")
+    for group in ("callbacks", "logger"):
+        for name, part in config.get(group, {}).items():
+            if part is not None and not isinstance(part, DictConfig):
+                raise InputError(f"{group}.{name}={as_typed(part)}: give a configuration with _target_, or null")
     devices = config.trainer.devices
     one_device = len(devices) == 1 if isinstance(devices, ListConfig) else devices in {1, "1", "auto"}
     if not one_device:
@@ -158,8 +162,11 @@ def build(config: DictConfig, directory: Path) -> Parts:
     config = complete_model(config)
     task = build_task(config)
     data = build_data(config, task)
-    data.prepare_data()
-    data.setup("fit")
+    try:
+        data.prepare_data()
+        data.setup("fit")
+    except InputError as error:
+        raise InputError(name_key(str(error), config.data, "data")) from error
     trainer = build_trainer(config, directory, [optimizer_settings(config, directory)])
     return Parts(config, task, data, trainer)
 

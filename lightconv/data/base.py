@@ -158,7 +158,10 @@ class ImageData(L.LightningDataModule):
             self._splits.update(self.load("fit"))
             if self.training_images is not None:
                 images, labels = self._splits["train"]
-                self._splits["train"] = stratified_sample(images, labels, self.training_images)
+                try:
+                    self._splits["train"] = stratified_sample(images, labels, self.training_images)
+                except InputError as error:
+                    raise InputError(f"training_images={self.training_images}: {error}") from error
         return self._splits[name]
 
     def setup(self, stage: str) -> None:

@@ -31,9 +31,12 @@ def instantiate(config: Any, *args: Any, **kwargs: Any) -> Any:
     """
     if config is None:
         return None
+    if not isinstance(config, DictConfig):
+        raise InputError(f"{as_typed(config)} is no configuration with _target_, from which an object is built")
     check_arguments(config)
     try:
-        return hydra.utils.instantiate(keep_literal(config), *args, **kwargs)
+        # plain lists: checkpoints keep arguments of optimizers and schedulers, and hold no objects of OmegaConf
+        return hydra.utils.instantiate(keep_literal(config), *args, _convert_="all", **kwargs)
     except InstantiationException as error:
         raise InputError(describe_failure(config, error, *args, **kwargs)) from error
 
@@ -45,10 +48,7 @@ def keep_literal(config: DictConfig) -> DictConfig:
     """
     values = OmegaConf.to_container(config, resolve=True)
     twice = escape_references(escape_references(values))
-    if twice == values:
-        return config
-    # plain lists and dictionaries are read no third time
-    return OmegaConf.create({**twice, "_convert_": "all"})
+    return config if twice == values else OmegaConf.create(twice)
 
 
 def describe_failure(config: DictConfig, error: InstantiationException, *args: Any, **kwargs: Any) -> str:
@@ -66,7 +66,7 @@ def describe_failure(config: DictConfig, error: InstantiationException, *args: A
     if place is not None and place[1] != key:
         # a part of this configuration fails, such as data.augmentation
         part = OmegaConf.select(config._get_root(), place[1])
-        return str(error) if part is None else describe_failure(part, error)
+        return describe_failure(part, error) if isinstance(part, DictConfig) else str(error)
     cause = error.__cause__
     if isinstance(cause, InputError):
         return name_key(str(cause), config, key)
@@ -107,7 +107,12 @@ def build_task(config: DictConfig) -> Classification:
     # with stages of fine-tuning, each stage has a schedule of its own
     if not config.get("finetune"):
         parts["scheduler"] = build_scheduler(config)
-    return instantiate(config.task, model=model, **parts)
+    task = instantiate(config.task, model=model, **parts)
+    if not isinstance(task, Classification):
+        raise InputError(
+            f"task._target_={config.task._target_}: name a class derived from lightconv.tasks.Classification"
+        )
+    return task
 
 
 def build_scheduler(config: DictConfig) -> Any:
@@ -130,15 +135,16 @@ def instantiate_data(config: DictConfig, **arguments: Any) -> ImageData:
         arguments["classes"] = read_classes(config)
         with open_dict(config.data):
             del config.data["classes"]
-    if not arguments:
-        return instantiate(config.data)
     partial = instantiate(config.data, _partial_=True)
     try:
-        return partial(**arguments)
+        data = partial(**arguments) if arguments else instantiate(config.data)
     except InputError as error:
         raise InputError(name_key(str(error), config.data, "data")) from error
     except TypeError as error:
         raise InputError(f"data: {error}") from error
+    if not isinstance(data, ImageData):
+        raise InputError(f"data._target_={config.data._target_}: give a class derived from lightconv.data.ImageData")
+    return data
 
 
 def read_classes(config: DictConfig) -> list[str]:

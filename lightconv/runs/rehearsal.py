@@ -14,6 +14,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig, OmegaConf
 from torch.func import functional_call
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lightconv.culprit import find_culprit
 from lightconv.data import ImageData
@@ -22,6 +23,7 @@ from lightconv.operators.backend import use_backend
 from lightconv.runs.arguments import as_typed
 from lightconv.runs.build import build_scheduler, instantiate
 from lightconv.tasks import Classification
+from lightconv.tasks.schedules import build_part, build_schedule
 
 # a rehearsal writes and prints nothing
 _SILENT: dict[str, Any] = {
@@ -52,6 +54,7 @@ class _StopWhenReady(L.Callback):
         """Take a step on blank images and stop."""
         assert isinstance(pl_module, Classification)
         step_on_blank_images(trainer, pl_module, self.image_shape)
+        step_on_a_copy(trainer, pl_module)
         raise _ReadyError
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -148,3 +151,39 @@ def step_on_blank_images(trainer: L.Trainer, task: Classification, image_shape: 
             f"model: {type(task.model).__name__} cannot train, a step on blank images of {shape} fails: "
             f"{type(error).__name__}: {error}"
         ) from error
+
+
+def step_on_a_copy(trainer: L.Trainer, task: Classification) -> None:
+    """Let another optimizer and scheduler step on a copy of one parameter: some refuse settings only then.
+
+    Raises:
+        InputError: If one of them fails.
+    """
+    # of the most axes: some optimizers do not take the strides of channels_last
+    parameter = max((p for p in task.parameters() if p.requires_grad), key=lambda p: p.ndim)
+    copy = torch.nn.Parameter(parameter.detach().clone())
+    optimizer = build_part("optimizer", task.optimizer, [copy])
+    scheduler = None
+    if task.scheduler is not None:
+        scheduler = build_schedule(optimizer, task.scheduler, steps=trainer.estimated_stepping_batches)["scheduler"]
+    for _ in range(2):
+        copy.grad = torch.ones_like(copy)
+        try:
+            optimizer.step(lambda: 1.0)  # L-BFGS calls it
+        except Exception as error:
+            raise InputError(f"optimizer: {type(optimizer).__name__} cannot train this network: {error}") from error
+        # a run of one step has no second rate
+        if scheduler is not None and trainer.estimated_stepping_batches > 1:
+            step_scheduler(scheduler)
+
+
+def step_scheduler(scheduler: Any) -> None:
+    """Let a scheduler move once.
+
+    Raises:
+        InputError: If it fails.
+    """
+    try:
+        scheduler.step(*([1.0] if isinstance(scheduler, ReduceLROnPlateau) else []))
+    except Exception as error:
+        raise InputError(f"scheduler: {type(scheduler).__name__} fails in its first steps: {error}") from error

@@ -31,7 +31,7 @@ def build_part(name: str, factory: Callable[..., Any], *args: Any, **kwargs: Any
     """
     try:
         return factory(*args, **kwargs)
-    except (TypeError, ValueError, ZeroDivisionError) as error:
+    except (TypeError, ValueError, ZeroDivisionError, RuntimeError) as error:
         configured = factory.keywords if isinstance(factory, partial) else {}
 
         def build(settings: dict[str, Any]) -> Any:

@@ -61,15 +61,22 @@ class Mislabelled(Digits):
         ("data.training_images=0", "at least 1"),
         ("data.augmentation.rotation=far", "a number"),
         ("data.augmentation=foo", "_target_"),
+        ("data.training_images=1258", "cannot set 1258 of 1257 images apart"),
+        ("data.seed=-1", "at least 0"),
+        ("callbacks.random_state=5", "_target_"),
         ("optimizer.lr=abc", "a number"),
-        ("optimizer.lr=-1", "Invalid learning rate"),
+        ("optimizer.lr=-1", "at least 0"),
         ("optimizer.lr=inf", "a finite number"),
         ("optimizer.weight_decay=-1", "Invalid weight_decay"),
         ("+optimizer.betas=[0.9,1.5]", "Invalid beta"),
         ("scheduler.pct_start=2", "between 0 and 1"),
         ("+scheduler.total_steps=2", "at least 3"),
         ("+scheduler.total_steps=-3", "positive integer"),
+        ("scheduler.max_lr=-1", "at least 0"),
+        ("scheduler.max_lr=[0.1,0.2]", "same length"),
         ("task.label_smoothing=2", "less than 1"),
+        ("task._target_=torch.nn.Identity", "Classification"),
+        ("data._target_=torch.nn.Identity", "lightconv.data.ImageData"),
         ("task.class_weights=[1,2]", "10 numbers"),
         ("task.class_weights=[1,1,1,1,1,1,1,1,1,a]", "not supported"),
         ("task.classes=1", "at least two classes"),
@@ -99,6 +106,9 @@ def test_key_is_named_and_nothing_left(lightconv, mistake, setting, words):
         (["scheduler=step", "scheduler.step_size=0"], "scheduler.step_size=0"),
         (["scheduler=cosine", "+scheduler.T_max=0"], "scheduler.T_max=0"),
         (["scheduler=plateau", "scheduler.patience=abc"], "scheduler.patience=abc"),
+        (["scheduler=plateau", "+scheduler.min_lr=[0.1,0.2]"], "scheduler.min_lr=[0.1, 0.2]"),
+        (["optimizer._target_=torch.optim.SparseAdam", "~optimizer.weight_decay"], "SparseAdam cannot train"),
+        (["+optimizer.fused=true", "+optimizer.foreach=true"], "optimizer.fused=True"),
         (["callbacks=early_stopping", "callbacks.early_stopping.patience=-1"], "callbacks.early_stopping.patience=-1"),
         (["callbacks=early_stopping", "trainer.limit_val_batches=0"], "turns validation off"),
         (["trainer.max_epochs=-1", "trainer.max_time=00:00:00:01"], "any number of steps"),
@@ -141,3 +151,11 @@ def test_rehearsal_changes_no_number(lightconv, monkeypatch):
     lightconv("train", *QUICK, *network, "hydra.run.dir=runs/plain")
     states = [torch.load(f"runs/{name}/weights.pt", weights_only=True) for name in ("rehearsed", "plain")]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_lists_of_settings_resume(lightconv):
+    lists = ("scheduler=plateau", "+scheduler.min_lr=[0.001]", "+optimizer.betas=[0.9,0.99]")
+    lightconv("train", *QUICK, *lists, "hydra.run.dir=run")
+    state = torch.load("run/checkpoints/last.ckpt", weights_only=True)
+    assert state["lr_schedulers"][0]["min_lrs"] == [0.001]
+    lightconv("train", "resume=run", "trainer.max_epochs=2")
