@@ -1,6 +1,8 @@
 """The command line: ``lightconv <verb> key=value ...``. Each verb is one function and one conf/<verb>.yaml."""
 
+import shutil
 import sys
+import textwrap
 
 from lightconv._version import __version__
 
@@ -16,21 +18,16 @@ VERBS = {
     "bench": "compare with torch: memory traffic, counted anywhere, or what=kernels, timed on a GPU",
     "doctor": "show what is installed, what runs where, and what stands in the way",
 }
-_USAGE = """lightconv: convolution and max-pooling on Triton kernels, from images to a trained CNN
-
-usage: lightconv VERB [key=value ...]
-"""
-_EXAMPLES = """
-examples
-  lightconv train                                         the defaults
-  lightconv train experiment=lenet_fashion_mnist          a recipe; data.root=FOLDER names the folder of its files
-  lightconv train trainer.max_epochs=5 model.width=2      any setting of any group
-  lightconv train -m model.width=1,2 seed=0,1,2           all combinations, and one table at the end
-  lightconv train resume=runs/NAME/TIME                   resume a run
-  lightconv train --cfg job                               show the configuration and stop
-  lightconv train --config-dir my_conf experiment=mine    your own configurations, preferred to lightconv's
-
-lightconv VERB --help explains every setting of a verb."""
+_USAGE = "lightconv: convolution and max-pooling on Triton kernels, from images to a trained CNN"
+_EXAMPLES = {
+    "lightconv train": "the defaults",
+    "lightconv train experiment=lenet_fashion_mnist": "a recipe; data.root=FOLDER names the folder of its files",
+    "lightconv train trainer.max_epochs=5 model.width=2": "any setting of any group",
+    "lightconv train -m model.width=1,2 seed=0,1,2": "all combinations, and one table at the end",
+    "lightconv train resume=runs/NAME/TIME": "resume a run",
+    "lightconv train --cfg job": "show the configuration and stop",
+    "lightconv train --config-dir my_conf experiment=mine": "your own configurations, preferred to lightconv's",
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -62,8 +59,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def print_help() -> None:
-    """Print usage, verbs and examples."""
-    print(_USAGE)
+    """Print usage, verbs and examples, as wide as the terminal."""
+    width = shutil.get_terminal_size().columns
+    print(textwrap.fill(_USAGE, width))
+    print("\nusage: lightconv VERB [NAME=VALUE ...]\n")
     for verb, purpose in VERBS.items():
-        print(f"  {verb:<10} {purpose}")
-    print(_EXAMPLES)
+        print(textwrap.fill(purpose, width, initial_indent=f"  {verb:<10} ", subsequent_indent=" " * 13))
+    print("\nexamples")
+    for command, purpose in _EXAMPLES.items():
+        print(f"  {command}")
+        print(textwrap.fill(purpose, width, initial_indent=" " * 6, subsequent_indent=" " * 6))
+    print("\nlightconv VERB --help explains every setting of a verb.")

@@ -12,12 +12,13 @@ from lightconv.errors import InputWarning
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])
-def test_help_lists_the_verbs(capsys, arguments):
+def test_help_lists_the_verbs(capsys, monkeypatch, arguments):
+    monkeypatch.setenv("COLUMNS", "80")
     main(arguments)
     printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 80
     for verb, words in VERBS.items():
-        assert verb in printed
-        assert words in printed
+        assert f"{verb} {words}" in " ".join(printed.split())
 
 
 def test_unknown_verb():
