@@ -35,8 +35,6 @@ from lightconv.kernels import launch
 from lightconv.operators.backend import use_backend
 from lightconv.operators.library import LIBRARY
 
-_SASS_BYTES = 16  # bytes per NVIDIA instruction since sm_70
-
 
 class Launch(NamedTuple):
     """A recorded launch of a kernel.
@@ -236,10 +234,11 @@ def compile_kernel(name: str, architecture: str, source: ASTSource, options: Any
     result = triton.compile(source, target=target(architecture), options=dict(options.__dict__))
     if "cubin" in result.asm:
         resources, listing = nvidia_resources(result.asm["cubin"])
+        code = nvidia_instructions(result.asm["cubin"], listing)
     else:
         listing = result.asm["amdgcn"]
         resources = amd_resources(listing)
-    code = machine_code.instructions(listing)
+        code = machine_code.instructions(listing)
     return CompiledKernel(
         name=name,
         architecture=architecture,
@@ -247,7 +246,7 @@ def compile_kernel(name: str, architecture: str, source: ASTSource, options: Any
         registers=resources["registers"],
         spilled=resources["spilled"],
         shared=result.metadata.shared,
-        code_bytes=resources.get("code_bytes", _SASS_BYTES * len(code)),
+        code_bytes=resources.get("code_bytes", machine_code.SASS_BYTES * len(code)),
         seconds=_this_thread.seconds,
         machine_code=listing,
         code=code,
@@ -258,21 +257,31 @@ def compile_kernel(name: str, architecture: str, source: ASTSource, options: Any
 
 def nvidia_resources(cubin: bytes) -> tuple[dict[str, int], str]:
     """Return the registers and spilled bytes per thread, and the disassembled code."""
-    usage = _cuobjdump(cubin, "--dump-resource-usage")
+    usage = read_cubin(knobs.nvidia.cuobjdump.path, "--dump-resource-usage", cubin)
     # STACK counts a thread's local memory; these kernels have no local arrays, so it holds spilled registers only
     resources = {
         "registers": _number_after("REG:", usage),
         "spilled": _number_after("STACK:", usage),
     }
-    return resources, _cuobjdump(cubin, "--dump-sass")
+    return resources, read_cubin(knobs.nvidia.cuobjdump.path, "--dump-sass", cubin)
 
 
-def _cuobjdump(cubin: bytes, option: str) -> str:
-    # cuobjdump reads files only
+def nvidia_instructions(cubin: bytes, listing: str) -> machine_code.Instructions:
+    """Return a kernel's instructions from nvdisasm's JSON, else from the columns of cuobjdump's listing."""
+    try:
+        return machine_code.parse_sass_json(read_cubin(knobs.nvidia.nvdisasm.path, "-json", cubin))
+    except (OSError, RuntimeError, subprocess.CalledProcessError, LookupError, ValueError):
+        # nvdisasm is missing, or older than its option -json, of CUDA 12
+        return machine_code.instructions(listing)
+
+
+def read_cubin(program: str, option: str, cubin: bytes) -> str:
+    """Return what a program of CUDA prints about a compiled kernel."""
+    # the programs read files only
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [knobs.nvidia.cuobjdump.path, option, file.name]
+        command = [program, option, file.name]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 

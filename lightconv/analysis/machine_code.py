@@ -1,12 +1,14 @@
 """Instructions of a compiled kernel and the loop in which it spends its time.
 
-NVIDIA's code is read as `cuobjdump --dump-sass` prints it, AMD's as the compiler's assembly. A loop is a natural loop
+NVIDIA's code is read from the JSON of `nvdisasm -json`, or, where that is missing or older, as
+`cuobjdump --dump-sass` prints it. AMD's is read as the compiler's assembly. A loop is a natural loop
 of the control flow graph: an edge back to an instruction on every path into the loop, and all instructions between.
 The main loop is the innermost loop with the most matrix instructions. Without matrix instructions it is the one with
 the most loads and arithmetic. Loops waiting for a barrier and doing nothing else are ignored. A compiler may unroll,
 split or pipeline loops: instructions are counted in the body as compiled.
 """
 
+import json
 import re
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -16,6 +18,7 @@ import networkx
 _SASS = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;", re.MULTILINE)
 _SASS_PARTS = re.compile(r"(@!?U?P\w+\s+)?([A-Z][A-Za-z0-9_.]*)\s*(.*)")
 _SASS_TARGET = re.compile(r"(?:BRA|CALL)\S*(.*?)0x([0-9a-f]+)$")
+SASS_BYTES = 16  # of an instruction since Volta
 _AMD = re.compile(r"^(?:(\.L\w+):|\t([a-z]\w+)(?:[ \t]+([^;\n]*))?)", re.MULTILINE)
 _AMD_ENDS = {"s_branch", "s_endpgm"}
 
@@ -79,18 +82,45 @@ def parse_sass(listing: str) -> Instructions:
     parsed = []
     for address, text in _SASS.findall(listing):
         predicate, opcode, operands = _SASS_PARTS.match(text).groups()  # type: ignore[union-attr]
-        target = None
-        condition = predicate
-        may_end = opcode.startswith(("EXIT", "RET"))
-        jump = _SASS_TARGET.match(f"{opcode} {operands}")
-        if jump is not None:
-            may_end = True
-            target = int(jump[2], 16)
-            # a branch may name its predicate among the operands: BRA P1, 0x10 or BRA.U UP0, 0x10
-            condition = predicate or jump[1].strip()
-        falls_through = bool(condition) or not may_end
-        parsed.append(Instruction(int(address, 16), opcode, operands, target, falls_through))
-    # cuobjdump also prints the NOPs that pad the last line of the instruction cache
+        parsed.append(build_sass(int(address, 16), predicate, opcode, operands))
+    return finish_sass(parsed)
+
+
+def parse_sass_json(text: str) -> Instructions:
+    """Return the instructions of the output of ``nvdisasm -json``: a head, then a list of functions.
+
+    Raises:
+        LookupError: If the output has another schema.
+        ValueError: If it is not JSON.
+    """
+    _, functions = json.loads(text)
+    parsed = []
+    for function in functions:
+        for number, fields in enumerate(function["sass-instructions"]):
+            # JSON leaves out the spaces of the listing, and the addresses
+            operands = fields.get("operands", "").replace(",", ", ")
+            address = function["start"] + number * SASS_BYTES
+            parsed.append(build_sass(address, fields.get("predicate"), fields["opcode"], operands))
+    return finish_sass(parsed)
+
+
+def build_sass(address: int, predicate: str | None, opcode: str, operands: str) -> Instruction:
+    """Build an instruction from its parts, with its possible jump."""
+    target = None
+    condition = predicate
+    may_end = opcode.startswith(("EXIT", "RET"))
+    jump = _SASS_TARGET.match(f"{opcode} {operands}")
+    if jump is not None:
+        may_end = True
+        target = int(jump[2], 16)
+        # a branch may name its predicate among the operands: BRA P1, 0x10 or BRA.U UP0, 0x10
+        condition = predicate or jump[1].strip()
+    return Instruction(address, opcode, operands, target, bool(condition) or not may_end)
+
+
+def finish_sass(parsed: list[Instruction]) -> Instructions:
+    """Drop the padding after a kernel, and let calls of subroutines return."""
+    # NOPs pad the last line of the instruction cache
     while parsed and parsed[-1].opcode == "NOP":
         parsed.pop()
     subroutines = subroutine_addresses(parsed)

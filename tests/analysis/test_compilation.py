@@ -91,6 +91,30 @@ def test_figures_against_cuobjdump(architecture, tmp_path):
 
 
 @compiling
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
+def test_instructions_by_json_and_by_columns(architecture, monkeypatch):
+    for launch in launches(block(), architecture).values():
+        by_json = compile_one(launch)
+        assert by_json.code != ()
+        assert without_operands(by_json.code) == without_operands(instructions(by_json.machine_code))
+    monkeypatch.setattr("lightconv.analysis.compilation.read_cubin", refuse_json)
+    by_columns = compile_one(launch).code
+    assert by_columns == instructions(by_json.machine_code)
+
+
+def without_operands(code):
+    """Instructions as far as both outputs agree: JSON leaves out operands that an opcode implies."""
+    return [instruction._replace(operands="") for instruction in code]
+
+
+def refuse_json(program, option, cubin, read=compilation.read_cubin):
+    """Run a program of CUDA as one without the option -json does."""
+    if option == "-json":
+        raise subprocess.CalledProcessError(1, program)
+    return read(program, option, cubin)
+
+
+@compiling
 def test_shared_memory_of_stages():
     launch = launches(block(), "sm_80")["conv_block"]
     rows, columns, depth = (launch.arguments[name] for name in ("ROWS", "COLUMNS", "DEPTH"))
