@@ -3,7 +3,7 @@
 import glob
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -20,13 +20,17 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     fresh = path.with_name(f".{path.name}.{uuid4().hex}.new")
-    fresh.touch(exist_ok=False)  # not a file of tempfile's, which only its owner may read: this one follows the umask
     try:
+        fresh.touch(exist_ok=False)  # not a file of tempfile's, which only its owner may read: it follows the umask
         yield fresh
         _flush(fresh)
         fresh.replace(path)
-    except BaseException:
-        fresh.unlink(missing_ok=True)
+    except BaseException as error:
+        if isinstance(error, OSError):
+            # the user knows the target; an error in write() names no file at all
+            error.filename = str(path)
+        with suppress(OSError):  # raised if the directory has vanished
+            fresh.unlink(missing_ok=True)
         raise
     _flush(path.parent)
 

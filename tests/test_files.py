@@ -49,3 +49,8 @@ def test_permissions_are_those_of_any_new_file(tmp_path):
     (tmp_path / "plain").touch()
     write_text(tmp_path / "written", "text")
     assert (tmp_path / "written").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_error_names_the_target(tmp_path):
+    with pytest.raises(FileNotFoundError, match="/gone/file"):
+        write_text(tmp_path / "gone/file", "text")
