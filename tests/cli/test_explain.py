@@ -125,8 +125,8 @@ def test_configuration_needs_no_network_to_be_built(lightconv, capsys):
         (["batch_size=0"], ["batch_size=0", "at least 1"]),
         (["image_size=0"], ["image_size=0", "at least 1"]),
         (["channels=many"], ["channels=many"]),
-        (["model=unknown"], ["model/unknown", "lenet"]),
-        (["model.backbone=torchvision/none", "model=pretrained"], ["torchvision/none"]),
+        (["model=unknown"], ["model=unknown", "lenet"]),
+        (["model.backbone=torchvision/none", "model=pretrained"], ["torchvision has no network none"]),
     ],
 )
 def test_mistakes(lightconv, mistake, arguments, expected):
