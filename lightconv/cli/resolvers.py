@@ -48,4 +48,5 @@ def _existing_run(directory: str | None, setting: str) -> str:
     # imported late: runs load torch, and most commands with a mistake in them name no run
     from lightconv.runs.directory import existing_run  # noqa: PLC0415
 
-    return str(existing_run(directory, setting))
+    # a directory named by digits is read as a number
+    return str(existing_run(directory if directory is None else str(directory), setting))

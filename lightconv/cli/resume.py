@@ -31,7 +31,7 @@ def split_arguments(arguments: list[str]) -> Resume:
     is, by a scheduler for example.
 
     Raises:
-        InputError: If ``resume=auto`` comes without hydra.run.dir.
+        InputError: If ``resume=auto`` comes without hydra.run.dir, or another run with it.
     """
     values = {}
     for argument in arguments:
@@ -48,6 +48,8 @@ def split_arguments(arguments: list[str]) -> Resume:
         resume = directory
         arguments = [argument for argument in arguments if not argument.startswith("hydra.run.dir=")]
         arguments.append(f"resume={directory}")
+    elif resume != "null" and "hydra.run.dir" in values:
+        raise InputError(f"resume={resume} goes on in the run's own directory: leave hydra.run.dir out")
     if resume == "null":
         return Resume(arguments, None)
     return _split(arguments, Path(unquote(resume)))

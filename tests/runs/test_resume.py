@@ -137,6 +137,13 @@ def test_resume_auto_needs_a_directory(lightconv, mistake):
     assert not Path("runs").exists()
 
 
+def test_resumed_run_has_its_directory(lightconv, mistake):
+    lightconv("train", *SMOKE, "hydra.run.dir='3'")
+    assert "leave hydra.run.dir out" in mistake(lightconv, "train", "resume=3", "hydra.run.dir=runs/other")
+    lightconv("train", "resume=3")
+    assert "resume=7 is not a run" in mistake(lightconv, "train", "resume=7")
+
+
 def test_split_arguments(tmp_path):
     shutil.copytree(STORED, tmp_path / "a (run)")
     run = f"'{tmp_path}/a (run)'"
