@@ -11,6 +11,7 @@ help:  ## list the targets
 
 train: $(VENV)/.installed  ## train LeNet on real handwritten digits
 	$(BIN)/lightconv train
+	@echo "next: $(BIN)/lightconv --help, or: source $(BIN)/activate; lightconv --help"
 
 test: $(VENV)/.installed-dev  ## run all tests, offline, without a GPU
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
@@ -46,10 +47,12 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	@echo "installing lightconv and torch into $(VENV): this takes minutes"
 	$(BIN)/pip install --quiet --disable-pip-version-check -e .
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "installing what the tests need into $(VENV): this takes a minute"
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test,lint]'
 	touch $@
 

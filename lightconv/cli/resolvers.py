@@ -1,5 +1,7 @@
 """Resolvers: functions called from conf/*.yaml, such as ``${run_name:...}``."""
 
+import re
+
 from omegaconf import DictConfig, OmegaConf
 
 
@@ -26,13 +28,16 @@ def run_directory(resume: str | None, fresh: str) -> str:
     return fresh if resume is None else _existing_run(resume, "resume")
 
 
-def run_name(choices: DictConfig) -> str:
-    """Return the name of a run's folder below runs/: the recipe, or else the model and the data.
+def run_name(choices: DictConfig, backbone: str | None = None) -> str:
+    """Return the name of a run's folder below runs/: the recipe, or else the backbone or model, and the data.
 
     Args:
         choices: choice of each group, as ``hydra.runtime.choices`` holds them.
+        backbone: backbone of the model, such as ``torchvision/resnet18``; None if it has none.
     """
-    return choices.experiment or f"{choices.model}_{choices.data}"
+    # the library's name would become a folder, and a hub's name may hold signs that paths do not take
+    model = re.sub(r"[^\w.-]", "_", str(backbone).rpartition("/")[2]) if backbone else choices.model
+    return choices.experiment or f"{model}_{choices.data}"
 
 
 def evaluated_run(directory: str | None) -> str:

@@ -28,12 +28,17 @@ Row = Mapping[str, Any]
 
 
 def show_figures(title: str, figures: Row) -> None:
-    """Print names and values, one per row."""
+    """Print names and values, one per row; text such as a path goes below the table, whole on a line of its own."""
     table = Table("figure", title=plain(title), title_justify="left", show_header=False)
     table.add_column(justify="right")
+    texts = {name: value for name, value in figures.items() if isinstance(value, str)}
     for name, value in figures.items():
-        table.add_row(plain(name), plain(value))
+        if name not in texts:
+            table.add_row(plain(name), plain(value))
     console.print(table)
+    for name, value in texts.items():
+        # a path is copied from here: a table would cut it at the width of the terminal
+        console.print(plain(f"{name}: {value}"), soft_wrap=True)
 
 
 def show_classes(classes: Sequence[str], results: Mapping[str, Tensor]) -> None:

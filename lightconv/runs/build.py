@@ -1,6 +1,7 @@
 """Objects of a run built from its configuration: network, task, data and Trainer."""
 
 import re
+import sys
 from collections.abc import Iterable
 from copy import deepcopy
 from pathlib import Path
@@ -10,10 +11,12 @@ import hydra
 import lightning as L
 import torch
 from hydra.errors import InstantiationException
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lightconv.callbacks import KernelSummary
+from lightconv.callbacks.epoch_lines import EpochLines
 from lightconv.culprit import find_culprit
 from lightconv.data import ImageData
 from lightconv.errors import InputError
@@ -173,13 +176,24 @@ def build_trainer(config: DictConfig, directory: Path, callbacks: Iterable[L.Cal
         # in place of Lightning's own; two levels, because the task's only child is the network
         callbacks.append(KernelSummary(max_depth=2))
     plugins = instantiate(config.trainer.get("plugins")) or []
+    show, bar = shown_progress(config, callbacks)
+    callbacks.append(EpochLines(lines=show and not bar))
     return instantiate(
         config.trainer,
         callbacks=callbacks,
+        enable_progress_bar=bar,
         plugins=[*plugins, VerifiedCheckpoints()],
         logger=build_loggers(config),
         default_root_dir=str(directory),
     )
+
+
+def shown_progress(config: DictConfig, callbacks: Iterable[L.Callback]) -> tuple[bool, bool]:
+    """Return whether progress is printed, and whether a bar prints it: a file or a pipe gets a line per epoch."""
+    show = bool(config.trainer.get("enable_progress_bar", True))
+    # Lightning refuses a bar of the user's own if bars are turned off
+    own = any(isinstance(callback, ProgressBar) for callback in callbacks)
+    return show, show and (own or sys.stdout.isatty())
 
 
 def build_loggers(config: DictConfig) -> list[Logger]:

@@ -1,5 +1,6 @@
 """Environment of a run: code, versions and machine, written beside its configuration."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -18,6 +19,7 @@ _PACKAGES = (
     "triton",
     "scikit-learn",
 )
+_OPENMP = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 
 def environment() -> dict[str, Any]:
@@ -30,6 +32,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         # sums are taken in another order by another number of threads
         "threads": torch.get_num_threads(),
+        "openmp": {name: os.environ[name] for name in _OPENMP if name in os.environ},
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "command": sys.argv,
     }

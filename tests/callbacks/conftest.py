@@ -1,0 +1,3 @@
+from helpers.command_line import lightconv
+
+__all__ = ["lightconv"]
