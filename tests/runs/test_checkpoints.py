@@ -120,7 +120,7 @@ def test_full_disk_leaves_the_old_checkpoint(run):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
     try:
-        with pytest.raises(OSError, match="too large: '.*last.ckpt'"):
+        with pytest.raises(OSError, match=r"too large: '.*last.ckpt'"):
             checkpoints.VerifiedCheckpoints().save_checkpoint({"a": torch.zeros(10_000)}, run / "checkpoints/last.ckpt")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
