@@ -1,5 +1,6 @@
 """The command line: ``lightconv <verb> key=value ...``. Each verb is one function and one conf/<verb>.yaml."""
 
+import os
 import shutil
 import sys
 import textwrap
@@ -39,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     if arguments is None:
         arguments = sys.argv[1:]
     if not arguments or arguments[0] in {"-h", "--help", "help"}:
-        print_help()
+        print_text(describe_verbs())
         return
     if arguments[0] == "--version":
         print(__version__)
@@ -48,9 +49,9 @@ def main(arguments: list[str] | None = None) -> None:
     if verb not in VERBS:
         sys.exit(f"error: unknown verb {verb!r}: choose one of {', '.join(VERBS)} (lightconv --help explains them)")
     if {"-h", "--help"} & set(overrides):
-        from lightconv.cli.help import print_verb  # noqa: PLC0415
+        from lightconv.cli.help import explain_verb  # noqa: PLC0415
 
-        print_verb(verb, VERBS[verb])
+        print_text(explain_verb(verb, VERBS[verb]))
         return
     # imported late: the help and a mistyped verb load neither torch nor Hydra
     from lightconv.cli.application import launch  # noqa: PLC0415
@@ -58,15 +59,24 @@ def main(arguments: list[str] | None = None) -> None:
     launch(verb, overrides)
 
 
-def print_help() -> None:
-    """Print usage, verbs and examples, as wide as the terminal."""
+def describe_verbs() -> str:
+    """Return usage, verbs and examples, as wide as the terminal."""
     width = shutil.get_terminal_size().columns
-    print(textwrap.fill(_USAGE, width))
-    print("\nusage: lightconv VERB [NAME=VALUE ...]\n")
+    lines = [textwrap.fill(_USAGE, width), "", "usage: lightconv VERB [NAME=VALUE ...]", ""]
     for verb, purpose in VERBS.items():
-        print(textwrap.fill(purpose, width, initial_indent=f"  {verb:<10} ", subsequent_indent=" " * 13))
-    print("\nexamples")
+        lines.append(textwrap.fill(purpose, width, initial_indent=f"  {verb:<10} ", subsequent_indent=" " * 13))
+    lines += ["", "examples"]
     for command, purpose in _EXAMPLES.items():
-        print(f"  {command}")
-        print(textwrap.fill(purpose, width, initial_indent=" " * 6, subsequent_indent=" " * 6))
-    print("\nlightconv VERB --help explains every setting of a verb.")
+        lines.append(f"  {command}")
+        lines.append(textwrap.fill(purpose, width, initial_indent=" " * 6, subsequent_indent=" " * 6))
+    return "\n".join([*lines, "", "lightconv VERB --help explains every setting of a verb."])
+
+
+def print_text(text: str) -> None:
+    """Print a text; exit with status 1 and a message if standard output was closed."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Python flushes standard output at its end, and would raise this error again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit("error: standard output was closed")

@@ -46,8 +46,7 @@ _SYNONYMS = {
 _FLAGS = """flags
   -m                run all combinations of several values: seed=0,1,2
   --cfg job         print the configuration and stop
-  --config-dir DIR  look for configurations in DIR first
-"""
+  --config-dir DIR  look for configurations in DIR first"""
 
 
 class Setting(NamedTuple):
@@ -64,37 +63,42 @@ class Setting(NamedTuple):
     comment: str
 
 
-def print_verb(verb: str, purpose: str) -> None:
-    """Print what a verb does, two examples, and every setting with its default and meaning.
+def explain_verb(verb: str, purpose: str) -> str:
+    """Return the help of a verb: two examples, and every setting with its default and meaning.
 
     Args:
         verb: name of the verb.
         purpose: words about the verb.
     """
     path = CONFIGURATIONS / f"{verb}.yaml"
-    print(_wrap(f"lightconv {verb}: {purpose}", "  "), end="\n\n")
-    print("usage: lightconv", verb, "[NAME=VALUE ...]\n\nexamples")
-    for example in EXAMPLES[verb]:
-        print(f"  {example}")
-    print("\nsettings")
-    _print_settings(read_settings(path))
+    lines = [
+        _wrap(f"lightconv {verb}: {purpose}", "  "),
+        "",
+        f"usage: lightconv {verb} [NAME=VALUE ...]",
+        "",
+        "examples",
+    ]
+    lines += [f"  {example}" for example in EXAMPLES[verb]]
+    lines += ["", "settings", *_explain_settings(read_settings(path))]
     for group, choice in default_groups(path).items():
         names = sorted(choices(group))
-        print(f"\n{group}={choice}")
         others = ", ".join(name for name in names if name != choice)
-        print(_wrap(f"    or {others}; `lightconv list what={group}` tells them apart", "    "))
+        lines += ["", f"{group}={choice}"]
+        lines.append(_wrap(f"    or {others}; `lightconv list what={group}` tells them apart", "    "))
         if choice in names:
-            _print_settings(read_settings(CONFIGURATIONS / group / f"{choice}.yaml", f"{group}."))
-    print(f"\n{_FLAGS}", end="")
+            lines += _explain_settings(read_settings(CONFIGURATIONS / group / f"{choice}.yaml", f"{group}."))
+    return "\n".join([*lines, "", _FLAGS])
 
 
-def _print_settings(settings: list[Setting]) -> None:
+def _explain_settings(settings: list[Setting]) -> list[str]:
+    lines = []
     for setting in settings:
         if not (setting.default or setting.comment):
             continue  # it only holds the settings below it
-        print(f"  {setting.name}{setting.default}")
+        lines.append(f"  {setting.name}{setting.default}")
         for line in setting.comment.splitlines():
-            print(_wrap(f"      {line}", "      "))
+            lines.append(_wrap(f"      {line}", "      "))
+    return lines
 
 
 def _wrap(text: str, indent: str) -> str:

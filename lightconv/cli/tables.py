@@ -111,6 +111,8 @@ def stack_columns(row: Row, cells: Sequence[Sequence[str]]) -> dict[str, str]:
 def show_facts(title: str, rows: Sequence[Sequence[str]]) -> None:
     """Print words in columns below a title."""
     grid = Table.grid(padding=(0, 2), pad_edge=True)
+    # names are typed as they are printed: no narrow terminal may cut them
+    grid.add_column(no_wrap=True, overflow="fold")
     for row in rows:
         grid.add_row(*map(Text, row))  # Text, because rich would read brackets in a string as markup
     console.print(Text(title, style="bold"), grid, "", sep="\n")

@@ -105,9 +105,18 @@ def test_torch_is_not_loaded(arguments, status, words, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_closed_standard_output():
-    code = "from lightconv.cli import main; main(['list'])"
+@pytest.mark.parametrize("arguments", [["list"], ["--help"], ["train", "--help"]])
+def test_closed_standard_output(arguments):
+    code = f"from lightconv.cli import main; main({arguments})"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.close()
     assert process.wait() == 1
     assert process.stderr.read() == "error: standard output was closed\n"
+
+
+def test_names_in_a_list_are_whole(lightconv, capsys, monkeypatch):
+    monkeypatch.setattr("lightconv.cli.tables.console.width", 80)
+    lightconv("list")
+    printed = capsys.readouterr().out
+    assert "  experiment=fashion_mnist_500/last_block  " in printed
+    assert "…" not in printed
