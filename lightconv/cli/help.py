@@ -96,8 +96,7 @@ def _explain_settings(settings: list[Setting]) -> list[str]:
         if not (setting.default or setting.comment):
             continue  # it only holds the settings below it
         lines.append(f"  {setting.name}{setting.default}")
-        for line in setting.comment.splitlines():
-            lines.append(_wrap(f"      {line}", "      "))
+        lines += [_wrap(f"      {line}", "      ") for line in setting.comment.splitlines()]
     return lines
 
 
