@@ -86,7 +86,7 @@ def test_without_augmentation_all_are_equal(drawn):
         (["what=augmentation"], ["what"]),
         (["rows=0"], ["rows=0", "at least 1"]),
         (["columns=many"], ["columns=many"]),
-        (["augmentation=medium"], ["augmentation/medium", "light", "standard", "strong"]),
+        (["augmentation=medium"], ["augmentation=medium", "light", "standard", "strong"]),
         (["data=fashion_mnist", "data.root=nowhere"], ["nowhere", "data.download=true"]),
     ],
 )

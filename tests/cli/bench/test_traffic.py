@@ -29,7 +29,7 @@ def test_counts_of_lenet_by_torch(lightconv, capsys):
         (["layers=[conv1,conv3]"], ["conv3", "conv1, conv2, fc1"]),
         (["layers=[conv2]"], ["layers=['conv2']", "channel"]),
         (["model.image_size=8"], ["at least 12x12"]),
-        (["model=alexnet"], ["model/alexnet", "lenet"]),
+        (["model=alexnet"], ["model=alexnet", "lenet"]),
     ],
     ids=lambda value: " ".join(value) if "=" in value[0] else "",
 )
