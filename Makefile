@@ -11,7 +11,7 @@ help:  ## list the targets
 
 train: $(VENV)/.installed  ## train LeNet on real handwritten digits
 	$(BIN)/lightconv train
-	@echo "next: $(BIN)/lightconv --help, or: source $(BIN)/activate; lightconv --help"
+	@echo "next: $(BIN)/lightconv --help, or: . $(BIN)/activate; lightconv --help"
 
 test: $(VENV)/.installed-dev  ## run all tests, offline, without a GPU
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto

@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
 
 class EarlyStop(EarlyStopping):
@@ -28,6 +29,7 @@ class EarlyStop(EarlyStopping):
             self.wait_count = 0
             self.stopped_epoch = 0
             self.best_score = torch.tensor(math.inf if self.mode == "min" else -math.inf)
+            self._forget_reason()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the counts of a checkpoint and keep the configured patience."""
@@ -41,3 +43,10 @@ class EarlyStop(EarlyStopping):
         # with a patience of 0, too, only a check without improvement stops
         if self.wait_count >= max(1, self.patience):
             trainer.should_stop = True
+        else:
+            self._forget_reason()
+
+    def _forget_reason(self) -> None:
+        """Forget why an earlier run stopped, or this one before it got more patience."""
+        self.stopping_reason = EarlyStoppingReason.NOT_STOPPED
+        self.stopping_reason_message = None

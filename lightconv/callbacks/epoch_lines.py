@@ -40,11 +40,10 @@ class EpochLines(L.Callback):
         """Print the line of the last epoch, and the reason of an early stop."""
         self._print_epoch(trainer)
         for stop in trainer.early_stopping_callbacks:
-            if isinstance(stop, EarlyStopping) and stop.stopped_epoch and trainer.is_global_zero:
-                _print_line(
-                    f"early stopping after epoch {stop.stopped_epoch + 1}: {stop.monitor} has not improved in the last "
-                    f"{stop.wait_count} checks (best {float(stop.best_score):.3f})"
-                )
+            # patience, a threshold or a figure that is not finite: Lightning words each
+            if isinstance(stop, EarlyStopping) and stop.stopping_reason_message and trainer.is_global_zero:
+                reason = stop.stopping_reason_message.removesuffix(" Signaling Trainer to stop.")
+                _print_line(f"stopped after epoch {trainer.current_epoch}: {reason}")
 
     def _print_epoch(self, trainer: L.Trainer) -> None:
         if self._ended is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +90,9 @@ def show_rows(title: str, rows: Sequence[Row], *, dense: bool = False) -> None:
         if dense and index == 0:
             table.add_column(plain(name), overflow="fold", no_wrap=True)
         else:
-            table.add_column(plain(name), overflow="fold", justify="right")
+            # a narrow terminal breaks val/accuracy and model.width there, not within a word
+            head = name if dense else re.sub(r"(?<=[a-z])([/.])(?=[a-z])", r"\1\n", name)
+            table.add_column(plain(head), overflow="fold", justify="right")
     for row in rows:
         table.add_row(*(plain(row.get(name, "")) for name in columns))
     console.print(table)

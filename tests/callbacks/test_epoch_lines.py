@@ -28,4 +28,17 @@ def test_early_stop_is_said(lightconv, capsys):
         "train", "callbacks=early_stopping", "callbacks.early_stopping.patience=1", "optimizer.lr=0", "scheduler=none",
         "trainer.limit_train_batches=1", "trainer.max_epochs=9", "hydra.run.dir=runs/mine",
     )  # fmt: skip
-    assert "early stopping after epoch 2: val/accuracy has not improved in the last 1 checks" in capsys.readouterr().out
+    reason = "stopped after epoch 2: Monitored metric val/accuracy did not improve in the last 1 records."
+    assert reason in capsys.readouterr().out
+    lightconv("train", "resume=runs/mine")  # no patience is left
+    assert reason in capsys.readouterr().out
+    lightconv("train", "resume=runs/mine", "+callbacks.early_stopping.patience=5", "trainer.max_epochs=3")
+    assert "stopped after" not in capsys.readouterr().out
+
+
+def test_stop_at_a_threshold_is_said(lightconv, capsys):
+    lightconv(
+        "train", "callbacks=early_stopping", "+callbacks.early_stopping.stopping_threshold=0.01",
+        "trainer.limit_train_batches=1", "trainer.max_epochs=9", "hydra.run.dir=runs/mine",
+    )  # fmt: skip
+    assert "stopped after epoch 1: Stopping threshold reached: val/accuracy" in capsys.readouterr().out

@@ -45,3 +45,12 @@ def test_settings_are_no_markup(capsys):
 def test_printed_setting_can_be_pasted(path):
     (argument,) = shlex.split(shlex.quote(f"resume={quote_value(path)}"))
     assert OverridesParser.create().parse_override(argument).value() == path
+
+
+def test_heads_break_between_words(capsys, monkeypatch):
+    monkeypatch.setattr(tables.console, "width", 80)
+    row = {"job": "0", "model.width": "1", "seed": "0", "val/accuracy": 0.5, "test/accuracy": 0.5, "test/loss": 0.5}
+    tables.show_rows("all jobs", [{**row, "parameters": 61_706, "seconds": 0.5}])
+    heads = capsys.readouterr().out.split("┡")[0]
+    for word in ("model.", "width", "val/", "accuracy", "test/", "loss", "parameters", "seconds"):
+        assert f" {word} " in heads
