@@ -32,7 +32,7 @@ class InputWarning(UserWarning):
 
 
 class NonFiniteLossError(RuntimeError):
-    """Training loss that is NaN or infinite. The message names the step, the last good checkpoint and the remedy.
+    """NaN or infinite training loss. The message names the step, the last good checkpoint and the remedy.
 
     The command line prints the message without a traceback and exits with status 1.
 

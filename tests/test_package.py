@@ -18,6 +18,7 @@ ROOMS = [
     "errors",
     "files",
     "keyed_cache",
+    "openmp",
     "preprocessing",
     "seal",
     "text",

@@ -91,7 +91,7 @@ class FineTuning(L.Callback):
         self._rates: list[float] = []  # per parameter group, before any stage's factor
 
     def check(self, pl_module: L.LightningModule) -> None:
-        """Check that the stages match the module, and that the cache can be written. Called at the start of a run.
+        """Check the stages against the module, and the access to the cache. Called at the start of a run.
 
         Raises:
             InputError: If a name matches no module, if a stage counts more blocks than there are, if depths are needed

@@ -109,7 +109,7 @@ class FiniteLoss(L.Callback):
         warnings.warn(message, InputWarning, stacklevel=2)
 
     def _describe(self, trainer: L.Trainer, subject: str, place: str) -> str:
-        """Return what happened, what is left, and what to do."""
+        """Return the message: the step, the last good checkpoint, and the remedy."""
         what = f"{subject} NaN or infinite since {place}."
         if self.on_nan == "warn":
             return f"{what} Training goes on with weights that are no numbers, because of on_nan=warn."

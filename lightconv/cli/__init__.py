@@ -77,6 +77,11 @@ def print_text(text: str) -> None:
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        # Python flushes standard output at its end, and would raise this error again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit("error: standard output was closed")
+        sys.exit(f"error: {discard_output()}")
+
+
+def discard_output() -> str:
+    """Discard further output after standard output was closed, and return words for that."""
+    # Python flushes standard output at its end, and would raise the error again
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return "standard output was closed"

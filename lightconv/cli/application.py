@@ -23,15 +23,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from lightconv.cli import outputs, sweep
+from lightconv.cli import discard_output, outputs, sweep
 from lightconv.cli.help import CONFIGURATIONS, all_settings, choices, nearest_settings
 from lightconv.cli.resolvers import register_resolvers
 from lightconv.cli.resume import split_arguments
 from lightconv.cli.settings import quote_value
 from lightconv.errors import InputError, InputWarning, NonFiniteLossError
+from lightconv.openmp import limit_spinning
 from lightconv.text import printable
-
-OPENMP_VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 # causes outside lightconv: its words suffice, and a traceback would hide them
 _SYSTEM_ERRORS = {
@@ -83,16 +82,6 @@ def launch(verb: str, overrides: list[str]) -> None:
         outputs.remove_empty()
 
 
-def limit_spinning() -> None:
-    """Let idle OpenMP threads sleep early, unless the user has set threads or their waiting.
-
-    GNU's runtime spins otherwise: beside other programs a small network trains ten times slower.
-    """
-    # torch's OpenMP reads the variables once, when it is loaded
-    if "torch" not in sys.modules and not any(name in os.environ for name in OPENMP_VARIABLES):
-        os.environ["GOMP_SPINCOUNT"] = "1000"
-
-
 def run_verb(config: DictConfig, verb: str, settings: Sequence[str] | None) -> Any:
     """Call the function of a verb.
 
@@ -125,9 +114,7 @@ def exit_with_message(error: Exception) -> None:
     if isinstance(error, NonFiniteLossError):
         message = str(error)
     elif isinstance(error, BrokenPipeError):
-        # Python flushes standard output at its end, and would raise this error again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        message = "standard output was closed"
+        message = discard_output()
     elif isinstance(error, OSError) and error.errno in _SYSTEM_ERRORS:
         message = ": ".join(filter(None, [error.filename, error.strerror]))
     elif isinstance(error, HydraException | OmegaConfBaseException | ValueError):
@@ -218,10 +205,11 @@ def describe_unknown(name: str, known: Iterable[str]) -> str:
     """
     message = f"there is no setting {name}."
     owners = all_settings().get(name)
+    nearest = nearest_settings(name)
     if owners:
         message += f" It belongs to {', '.join(owners)}."
-    elif nearest_settings(name):
-        message += f" Did you mean {' or '.join(nearest_settings(name))}?"
+    elif nearest:
+        message += f" Did you mean {' or '.join(nearest)}?"
     return f"{message} (known here: {', '.join(known)}; +{name}=VALUE adds it)"
 
 

@@ -33,9 +33,9 @@ class ImageFolder(ImageData):
     and test splits are set apart from the training images, each class in proportion, by a hash of file names; see
     ``lightconv.data.listing.assign_splits``.
 
-    Every file is decoded once before training starts, whatever its suffix. Files that give no image are skipped, with a
-    warning that lists names and reasons. Channels are normalised by ImageNet's mean and std. ``preprocessing`` replaces
-    mean, std and ``image_size``.
+    Every file is decoded once before training starts, whatever its suffix. Unreadable files are skipped, and a
+    warning lists their names and reasons. Channels are normalised by ImageNet's mean and std. ``preprocessing``
+    replaces mean, std and ``image_size``.
 
     Args:
         root: folder of the images.
@@ -296,7 +296,7 @@ def warn_of_training_images(names: Sequence[str], split: str) -> None:
 
 
 def printable_line(name: str) -> str:
-    """Return a name that stays on its line."""
+    """Return a name as one line: with escapes if it holds line breaks or control codes."""
     return name if name.isprintable() else repr(name)
 
 

@@ -1,6 +1,5 @@
 """Environment of a run: code, versions and machine, written beside its configuration."""
 
-import os
 import platform
 import subprocess
 import sys
@@ -8,6 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
+
+from lightconv.openmp import openmp_variables
 
 _PACKAGES = (
     "lightconv",
@@ -19,7 +20,6 @@ _PACKAGES = (
     "triton",
     "scikit-learn",
 )
-_OPENMP = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 
 def environment() -> dict[str, Any]:
@@ -32,7 +32,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         # sums are taken in another order by another number of threads
         "threads": torch.get_num_threads(),
-        "openmp": {name: os.environ[name] for name in _OPENMP if name in os.environ},
+        "openmp": openmp_variables(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "command": sys.argv,
     }

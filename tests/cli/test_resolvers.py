@@ -27,7 +27,7 @@ def test_run_name(experiment, backbone, name):
 )
 def test_idle_threads_sleep_early(given, spins):
     code = (
-        "import os; from lightconv.cli.application import limit_spinning\n"
+        "import os; from lightconv.openmp import limit_spinning\n"
         "limit_spinning(); print(os.environ.get('GOMP_SPINCOUNT'))"
     )
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
