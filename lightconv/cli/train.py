@@ -232,14 +232,14 @@ def start(parts: Parts, settings: Sequence[str], directory: Path, *, resuming: b
         # the folder may change later, and the network's outputs must keep their names
         config = with_classes(config, parts.data.classes)
         write_json(directory / "bad_files.json", parts.data.bad_files)
-    write_overrides(directory, settings)
+    write_overrides(directory, settings, resuming=resuming)
     write_definition(directory, config)
     return checkpoint
 
 
-def write_overrides(directory: Path, settings: Sequence[str] = ()) -> None:
+def write_overrides(directory: Path, settings: Sequence[str] = (), *, resuming: bool = False) -> None:
     """Write the settings of the run as they were typed. Those of a resumed run take the place of earlier ones."""
-    overrides = read_overrides(directory) or list(HydraConfig.get().overrides.task)
+    overrides = read_overrides(directory) if resuming else list(HydraConfig.get().overrides.task)
     names = [setting.partition("=")[0] for setting in settings]
     kept = [override for override in overrides if override.partition("=")[0] not in names]
     write_json(directory / "overrides.json", [*kept, *settings])

@@ -121,11 +121,13 @@ def rewrite_moved_checkpoints(directory: Path) -> None:
     if old == new:
         return
     for path in (directory / "checkpoints").glob("*.ckpt"):
-        if find_damage(path) is None:
-            # the paths are keys and values of the callbacks' states
+        try:
             content = read_checkpoint(path)
-            content["callbacks"] = relocate(content["callbacks"], old, new)
-            write_checkpoint(path, content)
+        except InputError:
+            continue  # a damaged one has no paths to correct
+        # the paths are keys and values of the callbacks' states
+        content["callbacks"] = relocate(content["callbacks"], old, new)
+        write_checkpoint(path, content)
 
 
 def load_weights(task: Classification, path: Path) -> None:

@@ -75,6 +75,18 @@ def test_same_seed_same_figures(lightconv):
     assert same["seed"] == 0
 
 
+def test_overrides_are_those_of_the_run(lightconv):
+    # left by a job that failed
+    Path("runs/mine").mkdir(parents=True)
+    Path("runs/mine/overrides.json").write_text('["seed=7"]')
+    lightconv("train", *SMOKE, "seed=1", "hydra.run.dir=runs/mine")
+    assert json.loads(Path("runs/mine/overrides.json").read_text()) == [*SMOKE, "seed=1"]
+    lightconv("train", "resume=runs/mine", "seed=1", "task.label_smoothing=0")
+    lightconv("train", "resume=runs/mine", "task.label_smoothing=0.1")
+    expected = [*SMOKE, "seed=1", "task.label_smoothing=0.1"]
+    assert json.loads(Path("runs/mine/overrides.json").read_text()) == expected
+
+
 def test_existing_run_is_not_overwritten(lightconv, capsys):
     lightconv("train", *SMOKE, "hydra.run.dir=runs/mine")
     before = metrics(Path("runs/mine"))
